@@ -1,0 +1,46 @@
+"""mote-quant: dense Hugging Face models in, Mixtures of Ternary Experts that fit a memory budget out.
+
+    model = mote_quant.apply("recipes/mote-digits.yaml", model)
+    model.save_pretrained("out")
+    model = AutoModelForCausalLM.from_pretrained("out")   # after `import mote_quant`
+
+Importing this package imports neither torch nor transformers; it only arranges that transformers learns to read our
+files as soon as it is imported itself.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mote_quant.hf.registration import register_on_import
+from mote_quant.version import __version__
+
+if TYPE_CHECKING:
+    from mote_quant.errors import MoteError
+    from mote_quant.inspection import inspect
+    from mote_quant.pipeline import apply
+    from mote_quant.planning import plan
+    from mote_quant.recipe import Recipe
+
+__all__ = ["MoteError", "Recipe", "__version__", "apply", "inspect", "plan"]
+
+_HOMES = {
+    "MoteError": "mote_quant.errors",
+    "Recipe": "mote_quant.recipe",
+    "apply": "mote_quant.pipeline",
+    "inspect": "mote_quant.inspection",
+    "plan": "mote_quant.planning",
+}
+
+register_on_import()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'mote_quant' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,101 @@
+"""Can this parameter take that format? And if not, what can it take?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from mote_quant.anatomy.inventory import LINEAR_WEIGHT, Parameter
+from mote_quant.anatomy.structure import join, linear_shape
+from mote_quant.recipe.schema import Bits, FloatBits, IntegerBits, TernaryBits
+
+FLOATS = "float32, bfloat16 or float16"
+INTEGERS = "int8, int4, int3 or int2"
+# Norms scale elementwise, embeddings are looked up by row, and a router decides by small differences.
+FLOAT_ONLY = {"router": "float32", "norm": FLOATS, "embedding": FLOATS}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A parameter, the rule that means it (`target`: `bits`), and the module that holds it."""
+
+    parameter: Parameter
+    target: str
+    bits: Bits
+    module: nn.Module
+
+    @property
+    def fits(self) -> bool:
+        """Whether the parameter can take the format."""
+        if isinstance(self.bits, FloatBits):
+            return self.castable and (self.parameter.role != "router" or self.bits.format == "float32")
+        return self.packable
+
+    @property
+    def castable(self) -> bool:
+        """Whether this is a float tensor of the model, not the scale of a packed one."""
+        return self.parameter.dtype.is_floating_point and self.parameter.count > 0
+
+    @property
+    def packable(self) -> bool:
+        """Whether this is the dense weight of a linear layer, in whose place a packed one can stand."""
+        parameter = self.parameter
+        is_weight = parameter.name == join(parameter.module, LINEAR_WEIGHT) and linear_shape(self.module) is not None
+        alone = parameter.role not in FLOAT_ONLY and parameter.tied_to is None
+        # nn.MultiheadAttention reads the weight of this class itself and never calls the layer.
+        called = not isinstance(self.module, NonDynamicallyQuantizableLinear)
+        return is_weight and alone and called and self.castable
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features) of a linear layer, whichever way round it holds its weight."""
+        columns, rows = linear_shape(self.module) or (0, 0)
+        return rows, columns
+
+
+def refusal(place: Place) -> str:
+    """Says which target asks what of which parameter, why not, and what the parameter takes."""
+    parameter = place.parameter
+    held = f"{parameter.name} ({', '.join([parameter.role, *_circumstances(place)])})"
+    return f"bits.{place.target}: {held} cannot be {place.bits.format}; it takes {_takes(place)}"
+
+
+def ternary_problem(place: Place) -> str | None:
+    """Ternary anywhere but in routed experts, which are trained for it."""
+    if not isinstance(place.bits, TernaryBits) or not place.packable or place.parameter.role == "routed":
+        return None
+    return f"{refusal(place)}; ternary is for routed experts only, which are trained for it"
+
+
+def group_problem(place: Place) -> str | None:
+    """Groups longer than the row they divide."""
+    spec, (_, columns) = place.bits, place.shape
+    grouped = isinstance(spec, IntegerBits) or (isinstance(spec, TernaryBits) and spec.granularity == "group")
+    if not grouped or not place.packable or isinstance(spec, FloatBits) or spec.group_size <= columns:
+        return None
+    return (
+        f"bits.{place.target}: group_size {spec.group_size} is more than the {columns} input features of "
+        f"{place.parameter.module}; take at most {columns}, or -1 for the whole row"
+    )
+
+
+def _circumstances(place: Place) -> list[str]:
+    parameter = place.parameter
+    if parameter.tied_to is not None:
+        return [f"tied to {parameter.tied_to}"]
+    if not place.castable:
+        return ["packed already"]
+    return [] if parameter.matrix else ["a vector"]
+
+
+def _takes(place: Place) -> str:
+    parameter = place.parameter
+    if parameter.role in FLOAT_ONLY:
+        return FLOAT_ONLY[parameter.role]
+    if not place.castable:
+        return "no other format"
+    if not place.packable:
+        return FLOATS
+    return f"ternary, {INTEGERS}, {FLOATS}" if parameter.role == "routed" else f"{INTEGERS}, {FLOATS}"

@@ -1,0 +1,48 @@
+"""What a data source is: three splits of samples and the function that makes model inputs of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+Sample = dict[str, Any]
+Collate = Callable[[Sequence[Sample]], dict[str, Tensor]]
+
+IGNORED = -100
+"""The label of a position that is not learned and not measured."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Samples to learn from and to be measured on.
+
+    `kind` ("text" or "vqa") chooses the metrics; `collate` gives model inputs with `labels` (-100 = ignored) and is
+    deterministic; `fingerprint` is a sha256 over content and options.
+    """
+
+    name: str
+    fingerprint: str
+    train: Sequence[Sample]
+    validation: Sequence[Sample]
+    test: Sequence[Sample]
+    collate: Collate
+    kind: str
+
+
+def fingerprint_of(*parts: Any) -> str:
+    """The sha256 (hex) of JSON-able values and raw bytes, in order."""
+    digest = hashlib.sha256()
+    for part in _flatten(parts):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _flatten(parts: Iterable[Any]) -> Iterable[bytes]:
+    for part in parts:
+        yield part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, ensure_ascii=False).encode()

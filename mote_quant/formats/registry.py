@@ -1,0 +1,24 @@
+"""Which format stores which spec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mote_quant.errors import FormatError
+from mote_quant.formats.base import Format
+from mote_quant.formats.integer import IntegerFormat
+from mote_quant.formats.ternary import TernaryFormat
+from mote_quant.recipe.schema import IntegerBits, TernaryBits
+
+FORMATS: Mapping[type, Callable[[Any], Format]] = {IntegerBits: IntegerFormat, TernaryBits: TernaryFormat}
+
+
+def format_for(spec: TernaryBits | IntegerBits) -> Format:
+    """The format that stores a spec; FormatError for a spec whose weights are not packed."""
+    try:
+        return FORMATS[type(spec)](spec)
+    except KeyError:
+        raise FormatError(
+            f"{spec!r} is not a packed format; packed formats are ternary and int8, int4, int3, int2"
+        ) from None

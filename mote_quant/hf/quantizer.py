@@ -1,0 +1,105 @@
+"""Our files as transformers sees them: a quantization config in `config.json` and the quantizer that reads it.
+
+Uses the public out-of-tree plug-in points of transformers (huggingface/transformers#35915).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from mote_quant.errors import ArtifactError
+
+METHOD = "mote"
+FORMAT_VERSION = 1
+
+
+class MoteConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """`quantization_config` of a saved model.
+
+    `structure` is `Structure.to_dict()`; `latent` says that ternary layers are stored as trainable floats; `files` maps
+    each weight file to its size and sha256; `provenance` says how the model was made.
+    """
+
+    def __init__(
+        self,
+        structure: dict[str, Any] | None = None,
+        latent: bool = False,
+        balance_loss: float = 0.0,
+        z_loss: float = 0.0,
+        files: dict[str, dict[str, Any]] | None = None,
+        provenance: dict[str, Any] | None = None,
+        version: int = FORMAT_VERSION,
+        quant_method: str = METHOD,
+    ) -> None:
+        if version > FORMAT_VERSION:
+            raise ArtifactError(
+                f"config.json: this model is in mote format {version}, this mote-quant reads up to {FORMAT_VERSION}; "
+                "upgrade mote-quant"
+            )
+        self.quant_method = quant_method
+        self.version = version
+        self.structure = structure or {"layouts": [], "packed": [], "cast": [], "dtypes": {}}
+        self.latent = latent
+        self.balance_loss = balance_loss
+        self.z_loss = z_loss
+        self.files = files or {}
+        self.provenance = provenance or {}
+
+
+class MoteQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Rebuilds our modules on the meta skeleton before the weights are read, and packs the weights when they are saved."""
+
+    requires_calibration = True
+    quantization_config: MoteConfig
+    # None follows the model: latent while it is being made, packed once it is finished.
+    save_latent: bool | None = None
+
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        from mote_quant.hf.integrity import verify_files
+        from mote_quant.hf.structure import Structure, rebuild
+
+        verify_files(checkpoint_files or [], self.quantization_config.files)
+        rebuild(model, Structure.from_dict(self.quantization_config.structure))
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        from mote_quant.hf.attach import attach
+
+        attach(model, quantizer=self)
+
+    def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, str]]:
+        """What `save_pretrained` writes."""
+        from mote_quant.hf.saving import state_to_save
+
+        return state_to_save(model, self), {}
+
+    def is_serializable(self) -> bool:
+        """Always: packed bytes are what we are for."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """True while the routed experts are held as floats."""
+        return bool(self.quantization_config.latent)
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """The same: the latent weights are trained through their quantized values."""
+        return self.is_trainable
+
+
+def register() -> None:
+    """Enter both classes into transformers' tables; a second call changes nothing."""
+    if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        register_quantization_config(METHOD)(MoteConfig)
+        register_quantizer(METHOD)(MoteQuantizer)

@@ -1,0 +1,151 @@
+"""`save_pretrained`, whole or not at all: written aside, hashed, then moved into place, `config.json` last."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+
+from mote_quant.errors import RequestError, SaveError
+from mote_quant.formats.registry import format_for
+from mote_quant.hf.integrity import describe, sync
+from mote_quant.hf.structure import structure_of
+from mote_quant.ternary.linear import TernaryLinear
+
+if TYPE_CHECKING:
+    from mote_quant.hf.quantizer import MoteQuantizer
+
+_ASIDE = ".saving"
+
+
+def save_pretrained(
+    model: nn.Module, save_directory: str | os.PathLike[str], *args: Any, latent: bool | None = None, **kwargs: Any
+) -> None:
+    """Save `model` so that plain `from_pretrained` reads it back to the same codes.
+
+    `latent=True` keeps ternary layers as trainable floats, `False` packs them, None does what suits the model's state.
+    Other arguments are those of `PreTrainedModel.save_pretrained`. Raises SaveError; what was there before is kept.
+    """
+    if kwargs.pop("push_to_hub", False):
+        raise RequestError("push_to_hub is not supported here: save to a folder, then upload the folder")
+    quantizer = cast("MoteQuantizer", model.hf_quantizer)
+    target = Path(save_directory)
+    with _as_save_error(target), _latent(quantizer, latent):
+        _save_aside(model, target, *args, **kwargs)
+
+
+def save_model(model: nn.Module, folder: Path, processor: Any = None) -> None:
+    """Save any model, ours or still dense, and its processor: whole or not at all. Raises SaveError."""
+    if getattr(model, "hf_quantizer", None) is not None:
+        save_pretrained(model, folder)
+    else:
+        with _as_save_error(folder):
+            _save_aside(model, folder)
+    if processor is not None:
+        with _as_save_error(folder):
+            processor.save_pretrained(folder)
+
+
+def stored_bytes(folder: Path) -> int:
+    """Bytes of all tensors in the weight files of `folder`, file headers left out."""
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        total += path.stat().st_size - 8 - header
+    return total
+
+
+def state_to_save(model: nn.Module, quantizer: MoteQuantizer) -> dict[str, Tensor]:
+    """The tensors that go into the file, with ternary latents packed unless they are kept; sets the config to match."""
+    state: dict[str, Tensor] = model.state_dict()
+    latent = bool(quantizer.save_latent)
+    if not latent:
+        for name, module in model.named_modules():
+            if isinstance(module, TernaryLinear):
+                state.pop(f"{name}.weight")
+                state.update({f"{name}.{key}": value for key, value in packed_tensors(module).items()})
+    quantizer.quantization_config.structure = structure_of(model, latent=latent).to_dict()
+    quantizer.quantization_config.latent = latent
+    return state
+
+
+def packed_tensors(module: TernaryLinear) -> dict[str, Tensor]:
+    """What packing stores for a latent ternary layer."""
+    codes, scale = module.codes()
+    return format_for(module.spec).compress(codes, scale, None)
+
+
+@contextmanager
+def _latent(quantizer: MoteQuantizer, latent: bool | None) -> Iterator[None]:
+    config, before = quantizer.quantization_config, quantizer.save_latent
+    live = config.latent, config.structure
+    if latent and not config.latent:
+        raise RequestError("latent=True, but this model was loaded from packed bytes and has no latent weights to keep")
+    if latent is not None:
+        quantizer.save_latent = latent
+    try:
+        yield
+    finally:
+        quantizer.save_latent = before
+        config.latent, config.structure = live
+
+
+@contextmanager
+def _as_save_error(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SaveError(f"{target} could not be written: {error}. Whatever was there before is untouched") from error
+    except Exception as error:
+        # safetensors reports a full disk in an exception of its own.
+        if "SafetensorError" not in type(error).__name__:
+            raise
+        raise SaveError(f"{target} could not be written: {error}. Whatever was there before is untouched") from error
+
+
+def _save_aside(model: nn.Module, target: Path, *args: Any, **kwargs: Any) -> None:
+    aside = _fresh(target / _ASIDE)
+    try:
+        cast(Any, type(model)).save_pretrained(model, aside, *args, **kwargs)
+        _move_into_place(aside, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _fresh(folder: Path) -> Path:
+    if folder.parent.is_file():
+        raise NotADirectoryError(f"{folder.parent} is a file, a folder is needed")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _move_into_place(aside: Path, target: Path) -> None:
+    config_path = aside / "config.json"
+    config = json.loads(config_path.read_text())
+    weights = sorted(aside.glob("*.safetensors"))
+    if "quantization_config" in config:
+        config["quantization_config"]["files"] = {path.name: describe(path) for path in weights}
+        config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    others = [path for path in aside.iterdir() if path not in weights and path != config_path]
+    for path in aside.iterdir():
+        sync(path)
+    for path in [*weights, *others, config_path]:
+        os.replace(path, target / path.name)
+    _drop_stale_shards(target, {path.name for path in weights})
+    sync(target)
+
+
+def _drop_stale_shards(target: Path, written: set[str]) -> None:
+    for path in target.glob("model*.safetensors"):
+        if path.name not in written:
+            path.unlink()
+    if len(written) == 1:
+        (target / "model.safetensors.index.json").unlink(missing_ok=True)

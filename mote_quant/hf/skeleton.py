@@ -1,0 +1,79 @@
+"""Models without weights: from a config, or as the shadow of a live model. Plans and byte counts are made on these."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from mote_quant.errors import ModelError
+from mote_quant.hf.structure import Structure, rebuild, structure_of
+
+
+def shadow(model: nn.Module) -> nn.Module:
+    """A meta-device model of the same structure, types and ties as `model`."""
+    config = copy.deepcopy(cast(Any, model).config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    skeleton = _on_meta(type(model), config, cast(Any, model).dtype)
+    rebuild(skeleton, structure_of(model, latent=True))
+    return skeleton
+
+
+def skeleton_of(config: Any) -> nn.Module:
+    """A meta-device model of `config` (a transformers config), with our modules where the config says so."""
+    quantization = getattr(config, "quantization_config", None)
+    config = copy.deepcopy(config)
+    if quantization is not None:
+        del config.quantization_config
+    skeleton = _on_meta(_model_class(config), config, _dtype(config))
+    if quantization is not None:
+        rebuild(skeleton, Structure.from_dict(_structure_values(quantization)))
+    return skeleton
+
+
+def _on_meta(kind: Any, config: Any, dtype: torch.dtype) -> nn.Module:
+    with torch.device("meta"):
+        model: nn.Module = kind(config)
+    return model.to(dtype).eval()
+
+
+def _dtype(config: Any) -> torch.dtype:
+    dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
+    return getattr(torch, dtype) if isinstance(dtype, str) else cast(torch.dtype, dtype)
+
+
+def _structure_values(quantization: Any) -> dict[str, Any]:
+    values = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    if values.get("quant_method") != "mote":
+        raise ModelError(
+            f"this model is already quantized with {values.get('quant_method')}; start from its full-precision weights"
+        )
+    return cast(dict[str, Any], values["structure"])
+
+
+def _model_class(config: Any) -> Any:
+    import transformers
+
+    for name in getattr(config, "architectures", None) or []:
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+    for auto in (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText):
+        if type(config) in auto._model_mapping:
+            return auto._model_mapping[type(config)]
+    raise ModelError(f"{type(config).__name__} is no decoder language model or vision-language model of transformers")
+
+
+def read_config(folder: Path) -> Any:
+    """The transformers config of a model folder; ModelError when there is none or it cannot be read."""
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} holds no config.json: it is no model folder")
+    try:
+        return AutoConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder / 'config.json'} cannot be read: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,116 @@
+"""What our modules changed about a dense model, as data: written into `config.json`, and enough to rebuild the skeleton."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mote_quant.errors import ArtifactError
+from mote_quant.kernels.cast_linear import CastLinear
+from mote_quant.kernels.packed_linear import PackedLinear
+from mote_quant.moe import MoteLayout, blocks, install
+from mote_quant.recipe.schema import IntegerBits, TernaryBits
+from mote_quant.ternary.linear import TernaryLinear
+
+PackedSpec = IntegerBits | TernaryBits
+
+
+@dataclass(frozen=True)
+class Structure:
+    """`layouts`: the mixture layers. `packed`: modules held as packed bytes. `cast`: linear layers that cast on use.
+
+    `dtypes`: parameters that are not of the model's own type.
+    """
+
+    layouts: tuple[MoteLayout, ...] = ()
+    packed: dict[str, PackedSpec] = field(default_factory=dict)
+    cast: tuple[str, ...] = ()
+    dtypes: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, modules grouped by spec; `from_dict` is its inverse."""
+        groups: dict[str, dict[str, Any]] = {}
+        for module, spec in self.packed.items():
+            groups.setdefault(repr(spec), {"spec": spec.model_dump(), "modules": []})["modules"].append(module)
+        by_dtype: dict[str, list[str]] = {}
+        for name, dtype in self.dtypes.items():
+            by_dtype.setdefault(dtype, []).append(name)
+        layouts = [layout.to_dict() for layout in self.layouts]
+        return {"layouts": layouts, "packed": list(groups.values()), "cast": list(self.cast), "dtypes": by_dtype}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Structure:
+        """The structure that `to_dict` described; ArtifactError when it is malformed."""
+        try:
+            layouts = tuple(MoteLayout.from_dict(layout) for layout in values["layouts"])
+            packed = {module: _spec(group["spec"]) for group in values["packed"] for module in group["modules"]}
+            dtypes = {name: dtype for dtype, names in values["dtypes"].items() for name in names}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"config.json: quantization_config.structure cannot be read ({error})") from error
+        return cls(layouts, packed, tuple(values["cast"]), dtypes)
+
+
+def _spec(values: dict[str, Any]) -> PackedSpec:
+    kind = TernaryBits if values["format"] == "ternary" else IntegerBits
+    return kind.model_construct(**values)
+
+
+def structure_of(model: nn.Module, *, latent: bool) -> Structure:
+    """Read the structure off a live model. Without `latent`, ternary layers count as packed: so they will be saved."""
+    packed: dict[str, PackedSpec] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLinear) or (isinstance(module, TernaryLinear) and not latent):
+            packed[name] = module.spec
+    layouts = tuple(block.layout for block in blocks(model).values())
+    cast_on_use = tuple(name for name, module in model.named_modules() if isinstance(module, CastLinear))
+    return Structure(layouts, packed, cast_on_use, _uncommon_dtypes(model, packed))
+
+
+def _uncommon_dtypes(model: nn.Module, packed: dict[str, PackedSpec]) -> dict[str, str]:
+    """Parameters that loading in the model's own type would cast: their type has to be remembered."""
+    own = getattr(model, "dtype", torch.float32)
+    weights = {f"{name}.weight" for name in packed}
+    routers = {
+        f"{name}.gate.{key}" for name, block in blocks(model).items() for key, _ in block.gate.named_parameters()
+    }
+    named = {name: p.dtype for name, p in model.named_parameters() if name not in weights | routers}
+    return {name: str(dtype).removeprefix("torch.") for name, dtype in named.items() if dtype != own}
+
+
+def rebuild(model: nn.Module, structure: Structure) -> None:
+    """Give a dense model (a skeleton on meta, or a live one) our modules, uninitialised, in the place of its own."""
+    for layout in structure.layouts:
+        install(model, layout)
+    for name, spec in structure.packed.items():
+        replace_module(model, name, empty_packed(model.get_submodule(name), spec))
+    for name in structure.cast:
+        replace_module(model, name, CastLinear.of(cast(nn.Linear, model.get_submodule(name))))
+    parameters = dict(model.named_parameters())
+    for name, dtype in structure.dtypes.items():
+        if name not in parameters:
+            raise ArtifactError(
+                f"config.json: quantization_config.structure names {name}, which the model does not have"
+            )
+        parameters[name].data = parameters[name].data.to(getattr(torch, dtype))
+
+
+def empty_packed(linear: nn.Module, spec: PackedSpec) -> PackedLinear:
+    """A PackedLinear with room for the weight of `linear` (Linear or Conv1D), on the same device."""
+    weight = cast(Tensor, linear.weight)
+    rows, columns = reversed(weight.shape) if is_transposed(linear) else weight.shape
+    bias = getattr(linear, "bias", None) is not None
+    return PackedLinear.empty(spec, columns, rows, bias, weight.dtype, weight.device)
+
+
+def is_transposed(linear: nn.Module) -> bool:
+    """True for transformers' Conv1D (GPT-2), whose weight is [in, out]."""
+    return hasattr(linear, "nf") and not hasattr(linear, "in_features")
+
+
+def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put `module` at `path`."""
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)

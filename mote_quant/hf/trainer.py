@@ -1,0 +1,119 @@
+"""HF `Trainer` with our data order, our checkpoints and a guard against losses that are not finite."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from mote_quant.errors import TrainingError
+from mote_quant.hf import checkpoint as checkpoints
+from mote_quant.hf import random_state
+
+
+class Schedule(Dataset[Any]):  # type: ignore[misc,unused-ignore]
+    """The samples of a whole training run in order: epoch after epoch, each shuffled under the seed.
+
+    What a step sees is a function of the seed and the step alone, so a resumed run sees what the first would have.
+    """
+
+    def __init__(self, samples: Sequence[Any], total: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        order: list[int] = []
+        while len(order) < total:
+            order += torch.randperm(len(samples), generator=generator).tolist()
+        self._samples = samples
+        self._order = order[:total]
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._samples[self._order[index]]
+
+
+class MoteTrainer(Trainer):  # type: ignore[misc]
+    """Trains `model` on `schedule`; `tokens` counts the input tokens seen, resumed runs included."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        arguments: TrainingArguments,
+        schedule: Schedule,
+        collate: Callable[[Sequence[Any]], dict[str, Tensor]],
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        super().__init__(model, arguments, data_collator=collate, train_dataset=schedule, callbacks=list(callbacks))
+        self.remove_callback(PrinterCallback)
+        self.tokens = 0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """One forward and backward; raises TrainingError at the first loss that is not finite."""
+        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} after step {self.state.global_step}: lower learning_rate, add warmup, or check "
+                "the data. The last checkpoint is kept; change the recipe and use a new output folder"
+            )
+        self.tokens += inputs["input_ids"].numel()
+        return loss
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        optimizer = self.optimizer.state_dict()
+        tensors = {f"model.{name}": p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        for index, state in optimizer["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+        random_tensors, random_values = random_state.capture()
+        tensors |= {f"random.{name}": tensor for name, tensor in random_tensors.items()}
+        values = {
+            "param_groups": optimizer["param_groups"],
+            "scheduler": self.lr_scheduler.state_dict(),
+            "random": random_values,
+            "tokens": self.tokens,
+        }
+        # Through JSON as Trainer itself writes it: resuming reads the same file.
+        self.state.stateful_callbacks["TrainerControl"] = self.control.state()
+        trainer_state = json.dumps(dataclasses.asdict(self.state), indent=2, sort_keys=True, default=str)
+        folder = Path(self.args.output_dir)
+        checkpoint = checkpoints.Checkpoint(tensors, values)
+        checkpoints.write(folder, self.state.global_step, checkpoint, {TRAINER_STATE_NAME: trainer_state})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        saved = _part(checkpoints.read(Path(resume_from_checkpoint)).tensors, "model")
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(saved[name])
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        read = checkpoints.read(Path(checkpoint))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _part(read.tensors, "optimizer").items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({"state": state, "param_groups": read.values["param_groups"]})
+        self.lr_scheduler.load_state_dict(read.values["scheduler"])
+        self.tokens = read.values["tokens"]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            read = checkpoints.read(Path(checkpoint))
+            random_state.restore(_part(read.tensors, "random"), read.values["random"])
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    start = f"{prefix}."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}

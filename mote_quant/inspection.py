@@ -1,0 +1,56 @@
+"""`inspect`: what a saved model holds, role by role, checked against what it says of itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mote_quant.errors import ArtifactError
+from mote_quant.hf.integrity import verify_files
+from mote_quant.hf.saving import stored_bytes
+from mote_quant.hf.skeleton import read_config, skeleton_of
+from mote_quant.kernels.ops import OPS
+from mote_quant.memory.ledger import weigh
+
+
+def inspect(folder: str | Path) -> dict[str, Any]:
+    """The stable JSON of `mote-quant inspect DIR --json`.
+
+    Verifies the weight files first; ArtifactError names a file that is missing, truncated, altered, or not of the size
+    its config says.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    quantization = getattr(config, "quantization_config", None)
+    values = {} if quantization is None else quantization if isinstance(quantization, dict) else quantization.to_dict()
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ArtifactError(f"{folder} holds no weight files (*.safetensors)")
+    if values:
+        verify_files(files, values.get("files", {}))
+    ledger = weigh(skeleton_of(config)).to_json()
+    on_disk = stored_bytes(folder)
+    if on_disk != ledger["stored_bytes"]:
+        raise ArtifactError(
+            f"{folder}: its files hold {on_disk} bytes of tensors, its config describes {ledger['stored_bytes']}; "
+            "one of them was replaced"
+        )
+    return ledger | {
+        "kernels": {op: implementations[0].name for op, implementations in OPS.items()},
+        "router": _router_statistics(folder),
+        "provenance": values.get("provenance", {}),
+    }
+
+
+def _router_statistics(folder: Path) -> dict[str, Any]:
+    """Expert load, balance and routing entropy at the end of training, from the run's report; empty without one."""
+    report = folder / "run" / "report.json"
+    if not report.is_file():
+        return {}
+    try:
+        steps = json.loads(report.read_text())["steps"]
+    except (ValueError, KeyError) as error:
+        raise ArtifactError(f"{report} cannot be read ({error})") from error
+    routings: list[dict[str, Any]] = [step["routing"] for step in steps if step.get("routing")]
+    return routings[-1] if routings else {}

@@ -1,0 +1,104 @@
+"""The mixture layer: shared expert + router + routed experts, in the place of a dense feed-forward block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from mote_quant.moe.experts import Expert, route
+from mote_quant.moe.layout import MoteLayout
+from mote_quant.moe.losses import attach, balance_loss, expert_load, z_loss
+from mote_quant.moe.router import Choice, Router
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What the last forward did: expert load [E] (sums to 1), balance (1.0 = uniform), entropy in nats."""
+
+    load: Tensor
+    balance: Tensor
+    entropy: Tensor
+
+
+class DenseKeyGuard(nn.Module):
+    """An empty tensor under the dense block's key.
+
+    transformers would fill a *missing* dense weight with random numbers when mote_quant is not imported; a weight of
+    another shape it refuses. Zero bytes on disk.
+    """
+
+    weight: Tensor
+
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.empty(0, dtype=torch.uint8, device=device))
+
+
+class MoteBlock(nn.Module):
+    """`y = FFN_shared(x) + combine(router(x), experts)`, computed for `x` [..., hidden].
+
+    combine (top-k gates p, experts E, shared S):
+      additive   S(x) + sum p E(x)                         (paper-like; not the dense model at step 0)
+      convex     (1 - mix) S(x) + mix * sum p E(x)          (with normalised gates)
+      zero_init  S(x) + s * sum p E(x), s learned from 0    (exactly the dense model at step 0)
+    """
+
+    parameter_roles: ClassVar[dict[str, str]] = {
+        "gate": "router",
+        "experts": "routed",
+        "shared_expert": "shared",
+    }
+
+    def __init__(
+        self,
+        layout: MoteLayout,
+        experts: list[Expert],
+        activation: nn.Module,
+        shared_expert: nn.Module | None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.layout = layout
+        self.gate = Router(layout, device)
+        self.experts = nn.ModuleList(experts)
+        self.activation = activation
+        if shared_expert is not None:
+            self.shared_expert = shared_expert
+        if layout.inline:
+            self.register_buffer("weight", torch.empty(0, dtype=torch.uint8, device=device))
+        else:
+            self.add_module(layout.up, DenseKeyGuard(device))
+        self.balance_loss = 0.0
+        self.z_loss = 0.0
+        self.routing: Routing | None = None
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[..., hidden] -> [..., hidden]."""
+        x = hidden_states.reshape(-1, hidden_states.shape[-1])
+        choice = self.gate(x)
+        routed = route(x, self.experts, choice, self.activation)
+        y = self._combine(hidden_states, routed.view_as(hidden_states), choice)
+        return self._with_losses(y, choice)
+
+    def _combine(self, x: Tensor, routed: Tensor, choice: Choice) -> Tensor:
+        if not self.layout.shared:
+            return routed
+        shared = cast(Tensor, self.shared_expert(x))
+        routed = routed.to(shared.dtype)
+        if self.layout.combine == "convex":
+            return torch.lerp(shared, routed, self.layout.mix)
+        return shared + routed
+
+    def _with_losses(self, y: Tensor, choice: Choice) -> Tensor:
+        if not len(choice.logits):
+            return y
+        load = expert_load(choice)
+        balance = balance_loss(choice, load)
+        p = choice.probabilities.detach()
+        self.routing = Routing(load, balance.detach(), -(p * p.clamp_min(1e-20).log()).sum(dim=-1).mean())
+        if not (self.training and choice.logits.requires_grad and (self.balance_loss or self.z_loss)):
+            return y
+        return attach(y, self.balance_loss * balance + self.z_loss * z_loss(choice))

@@ -1,0 +1,76 @@
+"""The routed experts: one call serves all experts of a layer, tokens sorted by expert."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mote_quant.moe.router import Choice
+
+
+class Expert(nn.Module):
+    """One feed-forward network: `down(act(gate(x)) * up(x))`, or `down(act(up(x)))` where there is no gate."""
+
+    def __init__(self, up_proj: nn.Module, down_proj: nn.Module, gate_proj: nn.Module | None = None) -> None:
+        super().__init__()
+        if gate_proj is not None:
+            self.gate_proj = gate_proj
+        self.up_proj = up_proj
+        self.down_proj = down_proj
+
+    def forward(self, x: Tensor, activation: nn.Module) -> Tensor:
+        """`x` is [n, hidden] as `quantize_input` of the first projection returned it."""
+        up = multiply(self.up_proj, x)
+        gated = getattr(self, "gate_proj", None)
+        hidden = activation(up) if gated is None else activation(multiply(gated, x)) * up
+        return cast(Tensor, self.down_proj(hidden))
+
+
+def multiply(linear: nn.Module, x: Tensor) -> Tensor:
+    """The product of `linear` with an input it need not quantize again."""
+    return cast(Tensor, getattr(linear, "multiply", linear)(x))
+
+
+def quantize_input(linear: nn.Module, x: Tensor) -> Tensor:
+    """`x` as `linear` sees it: int8 per token and back for a ternary layer, unchanged for others."""
+    prepare = getattr(linear, "quantize_input", None)
+    return x if prepare is None else cast(Tensor, prepare(x))
+
+
+class _Permute(torch.autograd.Function):
+    """Rows in another order. The backward gathers too: a scatter-add would not be deterministic."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (inverse,) = ctx.saved_tensors
+        return gradients[0].index_select(0, inverse), None, None
+
+
+def permute(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """`x[order]` for a permutation `order` of the rows with its `inverse`."""
+    return cast(Tensor, _Permute.apply(x, order, inverse))  # type: ignore[no-untyped-call]
+
+
+def route(x: Tensor, experts: nn.ModuleList, choice: Choice, activation: nn.Module) -> Tensor:
+    """`sum_k gate_k * E_k(x)` for `x` [T, hidden]; no capacity, no dropped tokens, empty experts cost nothing."""
+    tokens, top_k = choice.experts.shape
+    x = quantize_input(cast(Expert, experts[0]).up_proj, x)
+    flat = choice.experts.flatten()
+    order = flat.argsort(stable=True)
+    inverse = order.argsort()
+    counts = torch.bincount(flat, minlength=len(experts)).tolist()
+    repeated = x.unsqueeze(1).expand(tokens, top_k, x.shape[-1]).reshape(tokens * top_k, -1)
+    rows = torch.split(permute(repeated, order, inverse), counts)
+    outputs = [expert(part, activation) for expert, part in zip(experts, rows, strict=True) if len(part)]
+    if not outputs:
+        return x
+    sorted_output = torch.cat(outputs)
+    output = permute(sorted_output, inverse, order).view(tokens, top_k, -1)
+    return (output * choice.gates.unsqueeze(-1).to(output.dtype)).sum(dim=1)

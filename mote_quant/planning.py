@@ -1,0 +1,126 @@
+"""`plan`: what a recipe will do to a model and what the result will weigh, found on the meta device before anything runs.
+
+The plan builds the very skeleton that `from_pretrained` will rebuild, so predicted and stored bytes cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mote_quant.anatomy.coverage import Row, assign_bits, coverage
+from mote_quant.errors import FormatError, RequestError
+from mote_quant.hf.structure import empty_packed, replace_module
+from mote_quant.memory.ledger import Ledger, weigh
+from mote_quant.moe import MoteLayout, blocks, install
+from mote_quant.recipe import Recipe, load
+from mote_quant.recipe.schema import Bits, FloatBits, IntegerBits, TernaryBits, Train, Upcycle
+from mote_quant.steps.quantize.casts import cast_parameters
+from mote_quant.steps.train.selection import by_role, trainable_names
+from mote_quant.steps.upcycle import plan_layouts
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `apply` will carry out. `dense` and `result` weigh the model before and after; `trained` is a row a train step."""
+
+    recipe: Recipe
+    layouts: tuple[MoteLayout, ...]
+    formats: dict[str, Bits]
+    coverage: tuple[Row, ...]
+    trained: tuple[dict[str, Any], ...]
+    dense: Ledger
+    result: Ledger
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stable JSON of `mote-quant plan --json`."""
+        return self.result.to_json() | {
+            "recipe": self.recipe.name,
+            "mixture_layers": [layout.path for layout in self.layouts],
+            "coverage": [asdict(row) for row in self.coverage],
+            "train": list(self.trained),
+            "dense": self.dense.to_json(),
+        }
+
+
+def plan(recipe: str | Path | Mapping[str, Any] | Recipe, model: Any = None) -> Plan:
+    """Plan `recipe` for `model`: a model, a config, a folder, or the name of shipped facts (None: the recipe's own).
+
+    Raises RequestError branches: RecipeError, TargetError, FormatError, ModelError.
+    """
+    loaded = load(recipe)
+    return plan_on(loaded, skeleton_for(loaded.model if model is None else model))
+
+
+def skeleton_for(model: Any) -> nn.Module:
+    """A meta-device model to plan on."""
+    from mote_quant.hf.skeleton import read_config, shadow, skeleton_of
+    from mote_quant.memory import facts
+
+    if model is None:
+        raise RequestError("name a model to plan for: --model, or `model:` in the recipe")
+    if isinstance(model, nn.Module):
+        return shadow(model)
+    if not isinstance(model, str | Path):
+        return skeleton_of(model)
+    if Path(model).is_dir():
+        return skeleton_of(read_config(Path(model)))
+    if str(model) in EMBEDDED:
+        return skeleton_of(_embedded_config(str(model)))
+    return skeleton_of(facts.load(str(model)))
+
+
+EMBEDDED = ("digits-vqa",)
+
+
+def _embedded_config(name: str) -> Any:
+    from mote_quant.data.digits_vqa.model import dense_config
+
+    return dense_config()
+
+
+def plan_on(recipe: Recipe, skeleton: nn.Module) -> Plan:
+    """Plan on a meta-device model, which is changed on the way."""
+    dense = weigh(skeleton)
+    layouts: tuple[MoteLayout, ...] = ()
+    trained = []
+    for step in recipe.pipeline:
+        if isinstance(step.config, Upcycle):
+            layouts = plan_layouts(skeleton, step.config)
+            for layout in layouts:
+                install(skeleton, layout)
+        elif isinstance(step.config, Train):
+            trained.append(by_role(skeleton, trainable_names(skeleton, step.config.what)))
+    formats = assign_bits(recipe.bits, skeleton)
+    rows = coverage(recipe.bits, skeleton)
+    layouts = tuple(replace(layout, ternary=_ternary_of(layout, skeleton, formats)) for layout in layouts)
+    _carry_out(skeleton, formats)
+    return Plan(recipe, layouts, formats, tuple(rows), tuple(trained), dense, weigh(skeleton))
+
+
+def _ternary_of(layout: MoteLayout, skeleton: nn.Module, formats: dict[str, Bits]) -> TernaryBits | None:
+    """The one ternary spec of a layer's experts, or None; FormatError when only some of its projections are ternary."""
+    experts = blocks(skeleton)[layout.path].experts
+    names = [f"{layout.path}.experts.{name}" for name, module in experts.named_modules() if isinstance(module, nn.Linear)]
+    specs = {name: formats.get(name) for name in names}
+    ternary = [spec for spec in specs.values() if isinstance(spec, TernaryBits)]
+    if ternary and any(spec != ternary[0] for spec in specs.values()):
+        other = next(name for name, spec in specs.items() if spec != ternary[0])
+        raise FormatError(
+            f"{layout.path}: its experts share one call and must share one ternary format, but {other} is given "
+            f"{specs[other].format if specs[other] else 'none'}"  # type: ignore[union-attr]
+        )
+    return ternary[0] if ternary else None
+
+
+def _carry_out(skeleton: nn.Module, formats: dict[str, Bits]) -> None:
+    with torch.no_grad():
+        cast_parameters(skeleton, {name: spec for name, spec in formats.items() if isinstance(spec, FloatBits)})
+    for name, spec in formats.items():
+        if isinstance(spec, IntegerBits | TernaryBits):
+            replace_module(skeleton, name, empty_packed(skeleton.get_submodule(name), spec))

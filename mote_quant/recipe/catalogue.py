@@ -1,0 +1,14 @@
+"""The recipes that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def shipped() -> dict[str, Path]:
+    """Name -> file of every shipped recipe; in a wheel they lie inside the package, in a checkout beside it."""
+    folders = (_PACKAGE / "recipes", _PACKAGE.parent / "recipes")
+    folder = next((folder for folder in folders if folder.is_dir()), folders[-1])
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}

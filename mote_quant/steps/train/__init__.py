@@ -1,0 +1,5 @@
+"""Train what the recipe names, and nothing else."""
+
+from mote_quant.steps.train.run import run
+
+__all__ = ["run"]

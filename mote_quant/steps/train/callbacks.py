@@ -1,0 +1,66 @@
+"""What happens between training steps: the ternary ramp, progress, routing figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback
+
+from mote_quant.moe import blocks
+from mote_quant.steps.base import Progress
+from mote_quant.ternary.linear import TernaryLinear
+
+
+class Ramp(TrainerCallback):  # type: ignore[misc]
+    """Blends ternary weights in over the first `steps` steps: lambda goes linearly from 0 to 1."""
+
+    def __init__(self, model: nn.Module, steps: int) -> None:
+        self._layers = [module for module in model.modules() if isinstance(module, TernaryLinear)]
+        self._steps = steps
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set lambda for the coming step."""
+        self._set(min(1.0, state.global_step / self._steps))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Fully ternary, whatever the ramp was."""
+        self._set(1.0)
+
+    def _set(self, strength: float) -> None:
+        for layer in self._layers:
+            layer.strength = strength
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """Reports progress each step and keeps the curve of logged losses with the mean balance (1.0 = uniform)."""
+
+    def __init__(self, model: nn.Module, progress: Progress) -> None:
+        self._blocks = blocks(model)
+        self._progress = progress
+        self.curve: list[dict[str, float]] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Announce the stretch."""
+        self._progress.start("training", state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One more step is done."""
+        self._progress.advance(state.global_step, **({"loss": self.curve[-1]["loss"]} if self.curve else {}))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Keep what Trainer logged."""
+        if logs and "loss" in logs:
+            self.curve.append({"step": float(state.global_step), "loss": float(logs["loss"])} | self._balance())
+
+    def routing(self) -> dict[str, dict[str, Any]]:
+        """Per mixture layer: expert load, balance and routing entropy of the last batch."""
+        seen = {name: block.routing for name, block in self._blocks.items() if block.routing is not None}
+        return {
+            name: {"load": r.load.tolist(), "balance": float(r.balance), "entropy": float(r.entropy)}
+            for name, r in seen.items()
+        }
+
+    def _balance(self) -> dict[str, float]:
+        values = [float(block.routing.balance) for block in self._blocks.values() if block.routing is not None]
+        return {"balance": sum(values) / len(values)} if values else {}

@@ -1,0 +1,81 @@
+"""The `upcycle` step: install the planned mixtures, copy the dense weights into the experts, draw the routers."""
+
+from __future__ import annotations
+
+import logging
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from mote_quant.anatomy.feedforward import find_feedforwards, verify
+from mote_quant.hf.attach import attach
+from mote_quant.hf.structure import is_transposed
+from mote_quant.moe import MoteBlock, MoteLayout, install
+from mote_quant.moe.experts import Expert
+from mote_quant.recipe.schema import Upcycle
+from mote_quant.steps.base import Context
+from mote_quant.steps.upcycle.preservation import Receipt, probe
+
+_log = logging.getLogger(__name__)
+
+
+def run(model: nn.Module, config: Upcycle, context: Context) -> nn.Module:
+    """Up-cycle `model` in place; `context.notes["preservation"]` says how far its outputs moved."""
+    for feedforward in find_feedforwards(model):
+        verify(model, feedforward)
+    before = probe(model)
+    generator = torch.Generator().manual_seed(context.seed)
+    context.progress.start("up-cycling", len(context.layouts))
+    for done, layout in enumerate(context.layouts, start=1):
+        _upcycle_layer(model, layout, config, generator)
+        context.progress.advance(done)
+    attach(model)
+    receipt = Receipt.between(before, probe(model))
+    context.notes["preservation"] = receipt.to_dict()
+    _log.info("up-cycled %d layers; outputs moved by %.3g (relative)", len(context.layouts), receipt.relative)
+    return model
+
+
+def _upcycle_layer(model: nn.Module, layout: MoteLayout, config: Upcycle, generator: torch.Generator) -> None:
+    parent = layout.path.rpartition(".")[0] if layout.inline else layout.path
+    dense = model.get_submodule(parent)
+    weights = {"up_proj": layout.up, "down_proj": layout.down} | ({"gate_proj": layout.gate} if layout.gate else {})
+    sources = {ours: dense.get_submodule(theirs) for ours, theirs in weights.items()}
+    block = install(model, layout)
+    with torch.no_grad():
+        for expert in block.experts:
+            _initialize(cast(Expert, expert), sources, config, generator)
+        _draw(block.gate.weight, config.router_std, generator)
+    _freeze_like(block, sources["up_proj"])
+
+
+def _initialize(expert: Expert, sources: dict[str, nn.Module], config: Upcycle, generator: torch.Generator) -> None:
+    for name, source in sources.items():
+        target = cast(nn.Linear, expert.get_submodule(name))
+        weight = cast(Tensor, source.weight)
+        weight = weight.t() if is_transposed(source) else weight
+        spread = weight.float().std()
+        if config.init == "random":
+            _draw(target.weight, float(spread), generator)
+        else:
+            target.weight.copy_(weight)
+            if config.noise:
+                target.weight.add_(_normal(target.weight, config.noise * float(spread), generator))
+        if target.bias is not None:
+            target.bias.copy_(cast(Tensor, source.bias))
+
+
+def _draw(target: Tensor, std: float, generator: torch.Generator) -> None:
+    target.copy_(_normal(target, std, generator))
+
+
+def _normal(like: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    # Drawn on the CPU in float32, so that a seed means the same on every device and in every type.
+    return (torch.randn(like.shape, generator=generator) * std).to(like)
+
+
+def _freeze_like(block: MoteBlock, dense: nn.Module) -> None:
+    trains = cast(Tensor, dense.weight).requires_grad
+    for parameter in [*block.experts.parameters(), *block.gate.parameters()]:
+        parameter.requires_grad_(trains)
