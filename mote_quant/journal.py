@@ -1,6 +1,6 @@
 """A run folder: what the run is (its fingerprint), how far it got, and the state to go on from.
 
-    DIR/run/recipe.yaml  plan.json  fingerprint.json  journal.jsonl  steps/<n>-<name>/  report.json
+DIR/run/recipe.yaml  plan.json  fingerprint.json  journal.jsonl  steps/<n>-<name>/  report.json
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ class Run:
             sync(folder)
         except Exception as error:
             shutil.rmtree(aside, ignore_errors=True)
-            raise SaveError(f"{folder} could not be written: {error}; free space and run the same command again") from error
+            raise SaveError(
+                f"{folder} could not be written: {error}; free space and run the same command again"
+            ) from error
         for path in folder.glob("checkpoint-*"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -123,7 +125,7 @@ class Run:
         return notes
 
     def drop_steps(self, before: int | None = None) -> None:
-        """Remove the states of the steps before index `before` (all without it): they are no longer needed to resume."""
+        """Remove the states of the steps before index `before` (all without it), no longer needed to resume."""
         for folder in (self.folder / "steps").glob("*-*"):
             if before is None or int(folder.name.split("-")[0]) - 1 < before:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -154,7 +156,9 @@ def _refuse_another(output: Path, known: dict[str, Any], now: Mapping[str, Any])
     if not differing:
         return
     details = "; ".join(_difference(key, known.get(key), now.get(key)) for key in differing)
-    raise FingerprintError(f"{output} holds a run that differs: {details}. Choose another --output, or delete that folder")
+    raise FingerprintError(
+        f"{output} holds a run that differs: {details}. Choose another --output, or delete that folder"
+    )
 
 
 def _difference(key: str, known: Any, now: Any) -> str:
@@ -177,4 +181,6 @@ def _short(value: Any) -> str:
 def _refuse_strangers(output: Path) -> None:
     """A folder with somebody else's model in it is not ours to overwrite."""
     if (output / "config.json").exists():
-        raise FingerprintError(f"{output} already holds a model that this command did not make; choose another --output")
+        raise FingerprintError(
+            f"{output} already holds a model that this command did not make; choose another --output"
+        )

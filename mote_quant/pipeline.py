@@ -23,6 +23,7 @@ from mote_quant.journal import Run
 from mote_quant.planning import Plan, plan_on, skeleton_for
 from mote_quant.provenance import provenance
 from mote_quant.recipe import Recipe, dump, load
+from mote_quant.recipe.plain import settings
 from mote_quant.recipe.schema import Quantize, Train
 from mote_quant.report import build_report, render_html, render_markdown
 from mote_quant.steps import RUN, Context, Progress, Silent
@@ -89,10 +90,12 @@ def fingerprint_of(recipe: Recipe, model: nn.Module, open_data: Opener) -> dict[
     """What makes a run this run: the resolved recipe, the model's weights, the data."""
     named = [step.config for step in recipe.pipeline]
     wanted = {(c.data, c.max_length) for c in named if isinstance(c, Train)}
-    wanted |= {(c.calibration.data, c.calibration.max_length) for c in named if isinstance(c, Quantize) and c.calibration}
+    wanted |= {
+        (c.calibration.data, c.calibration.max_length) for c in named if isinstance(c, Quantize) and c.calibration
+    }
     sources = {f"{name}@{length}" if length else name: (name, length) for name, length in sorted(wanted, key=str)}
     # As a list, for the order of `bits` decides which rule wins.
-    values = recipe.model_dump(mode="json")
+    values = settings(recipe)
     values["bits"] = [{target: spec} for target, spec in values["bits"].items()]
     return {
         "recipe": values,
@@ -125,7 +128,10 @@ def _run_in_folder(
     save_model(model, run.output, processor)
     sizes = {"predicted": plan.result.stored_bytes, "stored": stored_bytes(run.output)}
     if sizes["predicted"] != sizes["stored"]:
-        raise RunError(f"{run.output} holds {sizes['stored']} bytes of tensors, {sizes['predicted']} were planned: a bug in mote-quant")
+        raise RunError(
+            f"{run.output} holds {sizes['stored']} bytes of tensors, {sizes['predicted']} were planned: "
+            "a bug in mote-quant"
+        )
     report = build_report(plan, notes, sizes, made)
     run.write("report.json", json.dumps(report, indent=2))
     run.write("report.md", render_markdown(report))

@@ -1,4 +1,4 @@
-"""`plan`: what a recipe will do to a model and what the result will weigh, found on the meta device before anything runs.
+"""`plan`: what a recipe will do to a model and what the result will weigh, found on the meta device beforehand.
 
 The plan builds the very skeleton that `from_pretrained` will rebuild, so predicted and stored bytes cannot drift apart.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mote_quant.anatomy.coverage import Row, assign_bits, coverage
+from mote_quant.data.embedded import embedded
 from mote_quant.errors import FormatError, RequestError
 from mote_quant.hf.structure import empty_packed, replace_module
 from mote_quant.memory.ledger import Ledger, weigh
@@ -23,11 +24,12 @@ from mote_quant.recipe.schema import Bits, FloatBits, IntegerBits, TernaryBits, 
 from mote_quant.steps.quantize.casts import cast_parameters
 from mote_quant.steps.train.selection import by_role, trainable_names
 from mote_quant.steps.upcycle import plan_layouts
+from mote_quant.ternary.linear import TernaryLinear
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `apply` will carry out. `dense` and `result` weigh the model before and after; `trained` is a row a train step."""
+    """What `apply` will carry out. `dense` and `result` weigh the model before and after; `trained` has a row a step."""
 
     recipe: Recipe
     layouts: tuple[MoteLayout, ...]
@@ -70,18 +72,8 @@ def skeleton_for(model: Any) -> nn.Module:
         return skeleton_of(model)
     if Path(model).is_dir():
         return skeleton_of(read_config(Path(model)))
-    if str(model) in EMBEDDED:
-        return skeleton_of(_embedded_config(str(model)))
-    return skeleton_of(facts.load(str(model)))
-
-
-EMBEDDED = ("digits-vqa",)
-
-
-def _embedded_config(name: str) -> Any:
-    from mote_quant.data.digits_vqa.model import dense_config
-
-    return dense_config()
+    built_in = embedded(str(model))
+    return skeleton_of(facts.load(str(model)) if built_in is None else built_in.config())
 
 
 def plan_on(recipe: Recipe, skeleton: nn.Module) -> Plan:
@@ -100,13 +92,17 @@ def plan_on(recipe: Recipe, skeleton: nn.Module) -> Plan:
     rows = coverage(recipe.bits, skeleton)
     layouts = tuple(replace(layout, ternary=_ternary_of(layout, skeleton, formats)) for layout in layouts)
     _carry_out(skeleton, formats)
+    if recipe.pipeline[-1].name == "quantize":
+        _pack_latents(skeleton)
     return Plan(recipe, layouts, formats, tuple(rows), tuple(trained), dense, weigh(skeleton))
 
 
 def _ternary_of(layout: MoteLayout, skeleton: nn.Module, formats: dict[str, Bits]) -> TernaryBits | None:
     """The one ternary spec of a layer's experts, or None; FormatError when only some of its projections are ternary."""
     experts = blocks(skeleton)[layout.path].experts
-    names = [f"{layout.path}.experts.{name}" for name, module in experts.named_modules() if isinstance(module, nn.Linear)]
+    names = [
+        f"{layout.path}.experts.{name}" for name, module in experts.named_modules() if isinstance(module, nn.Linear)
+    ]
     specs = {name: formats.get(name) for name in names}
     ternary = [spec for spec in specs.values() if isinstance(spec, TernaryBits)]
     if ternary and any(spec != ternary[0] for spec in specs.values()):
@@ -124,3 +120,10 @@ def _carry_out(skeleton: nn.Module, formats: dict[str, Bits]) -> None:
     for name, spec in formats.items():
         if isinstance(spec, IntegerBits | TernaryBits):
             replace_module(skeleton, name, empty_packed(skeleton.get_submodule(name), spec))
+
+
+def _pack_latents(skeleton: nn.Module) -> None:
+    """A finished model stores its ternary layers packed, those no rule named too."""
+    for name, module in list(skeleton.named_modules()):
+        if isinstance(module, TernaryLinear):
+            replace_module(skeleton, name, empty_packed(module, module.spec))

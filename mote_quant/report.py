@@ -68,7 +68,9 @@ def _step_row(note: dict[str, Any]) -> list[str]:
     if "preservation" in note:
         figures.append(f"outputs moved by {note['preservation']['relative']:.3g} (relative)")
     if note.get("curve"):
-        figures.append(f"loss {note['curve'][0]['loss']:.4f} -> {note['curve'][-1]['loss']:.4f}, {note['tokens']:,} tokens")
+        figures.append(
+            f"loss {note['curve'][0]['loss']:.4f} -> {note['curve'][-1]['loss']:.4f}, {note['tokens']:,} tokens"
+        )
     if note.get("modules"):
         starved = [name for name, module in note["modules"].items() if module.get("tokens") == 0]
         figures.append(f"{len(note['modules'])} modules quantized, {len(starved)} without calibration tokens")

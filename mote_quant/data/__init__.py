@@ -1,4 +1,46 @@
-"""What it learns from."""
-from mote_quant.data.source import Source
-def open_source(name, *, processor=None, max_length=None, seed=0) -> Source:
-    raise NotImplementedError
+"""What it learns from: embedded sources, local files, `datasets`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mote_quant.data.source import Sample, Source
+
+__all__ = ["Sample", "Source", "open_source"]
+
+Opener = Callable[[Any, int | None, int], Source]
+
+
+def open_source(name: str, *, processor: Any = None, max_length: int | None = None, seed: int = 0) -> Source:
+    """Open what a recipe names: an embedded source, a local .txt/.jsonl/.parquet file, or a `datasets` id.
+
+    `processor` is the model's tokenizer or processor (embedded sources have one of their own), `max_length` the most
+    tokens a sample may have. Raises DataError, MissingExtraError.
+    """
+    if name in _EMBEDDED:
+        return _EMBEDDED[name](processor, max_length, seed)
+    if Path(name).suffix.lower() in _LOCAL or Path(name).exists():
+        from mote_quant.data.local import open_file
+
+        return open_file(Path(name), processor, max_length)
+    from mote_quant.data.hub import open_dataset
+
+    return open_dataset(name, processor, max_length)
+
+
+def _digits_vqa(processor: Any, max_length: int | None, seed: int) -> Source:
+    from mote_quant.data.digits_vqa.source import build_source
+
+    return build_source(processor, seed)
+
+
+def _stdlib_text(processor: Any, max_length: int | None, seed: int) -> Source:
+    from mote_quant.data.stdlib_text.source import build_source
+
+    return build_source(processor, max_length)
+
+
+_EMBEDDED: dict[str, Opener] = {"digits-vqa": _digits_vqa, "stdlib-text": _stdlib_text}
+_LOCAL = (".txt", ".jsonl", ".parquet")

@@ -40,7 +40,10 @@ def _stack(values: Any) -> Tensor:
 
 def _join(tokens: dict[str, list[list[int]]], answers: list[list[int]], pad: int) -> dict[str, Tensor]:
     prompts = tokens["input_ids"]
-    joined = {name: [row + [0] * len(answer) for row, answer in zip(rows, answers, strict=True)] for name, rows in tokens.items()}
+    joined = {
+        name: [row + [0] * len(answer) for row, answer in zip(rows, answers, strict=True)]
+        for name, rows in tokens.items()
+    }
     joined["input_ids"] = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     joined["attention_mask"] = [[1] * len(row) for row in joined["input_ids"]]
     joined["labels"] = [[IGNORED] * len(prompt) + answer for prompt, answer in zip(prompts, answers, strict=True)]

@@ -29,7 +29,11 @@ def load_model(name: str) -> nn.Module:
     except Exception as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         kind = ArtifactError if folder.is_dir() else ModelError
-        hint = "copy or download it again" if folder.is_dir() else "give the path of a model folder, or a hub id while online"
+        hint = (
+            "copy or download it again"
+            if folder.is_dir()
+            else "give the path of a model folder, or a hub id while online"
+        )
         raise kind(f"{name} could not be loaded: {first}; {hint}") from error
 
 

@@ -56,7 +56,7 @@ class MoteConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 class MoteQuantizer(HfQuantizer):  # type: ignore[misc]
-    """Rebuilds our modules on the meta skeleton before the weights are read, and packs the weights when they are saved."""
+    """Rebuilds our modules on the meta skeleton before weights are read, and packs the weights when they are saved."""
 
     requires_calibration = True
     quantization_config: MoteConfig
@@ -103,3 +103,6 @@ def register() -> None:
     if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         register_quantization_config(METHOD)(MoteConfig)
         register_quantizer(METHOD)(MoteQuantizer)
+
+
+register()

@@ -1,4 +1,4 @@
-"""Tell transformers about our quantizer, whichever of the two packages is imported first, at no cost when neither is used."""
+"""Tell transformers about our quantizer, whichever package is imported first, at no cost while it is not used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ def register_on_import() -> None:
 
 
 def _register() -> None:
-    import_module("mote_quant.hf.quantizer").register()
+    module = import_module("mote_quant.hf.quantizer")
+    # When that module is itself what brought transformers in, it is only half there now and registers at its own end.
+    if hasattr(module, "register"):
+        module.register()
 
 
 class _Watcher(importlib.abc.MetaPathFinder):

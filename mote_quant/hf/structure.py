@@ -1,4 +1,4 @@
-"""What our modules changed about a dense model, as data: written into `config.json`, and enough to rebuild the skeleton."""
+"""What our modules changed about a dense model, as data: kept in `config.json`, enough to rebuild the skeleton."""
 
 from __future__ import annotations
 

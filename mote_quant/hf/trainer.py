@@ -63,8 +63,8 @@ class MoteTrainer(Trainer):  # type: ignore[misc]
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"the loss is {loss.item()} after step {self.state.global_step}: lower learning_rate, add warmup, or check "
-                "the data. The last checkpoint is kept; change the recipe and use a new output folder"
+                f"the loss is {loss.item()} after step {self.state.global_step}: lower learning_rate, add warmup, or "
+                "check the data. The last checkpoint is kept; change the recipe and use a new output folder"
             )
         self.tokens += inputs["input_ids"].numel()
         return loss

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class CastLinear(nn.Linear):
-    """`y = x W^T + b` with W and b cast to the type of `x` as they are used: few bytes at rest, the model's own arithmetic."""
+    """`y = x W^T + b` with W and b cast to the type of `x` on use: few bytes at rest, the model's own arithmetic."""
 
     @classmethod
     def of(cls, linear: nn.Linear) -> CastLinear:

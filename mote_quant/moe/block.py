@@ -99,6 +99,8 @@ class MoteBlock(nn.Module):
         balance = balance_loss(choice, load)
         p = choice.probabilities.detach()
         self.routing = Routing(load, balance.detach(), -(p * p.clamp_min(1e-20).log()).sum(dim=-1).mean())
-        if not (self.training and choice.logits.requires_grad and (self.balance_loss or self.z_loss)):
+        # A frozen router is left alone, and what lies below is not bent to balance it.
+        learns = self.training and self.gate.weight.requires_grad and choice.logits.requires_grad
+        if not (learns and (self.balance_loss or self.z_loss)):
             return y
         return attach(y, self.balance_loss * balance + self.z_loss * z_loss(choice))

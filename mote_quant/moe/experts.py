@@ -66,7 +66,7 @@ def route(x: Tensor, experts: nn.ModuleList, choice: Choice, activation: nn.Modu
     order = flat.argsort(stable=True)
     inverse = order.argsort()
     counts = torch.bincount(flat, minlength=len(experts)).tolist()
-    repeated = x.unsqueeze(1).expand(tokens, top_k, x.shape[-1]).reshape(tokens * top_k, -1)
+    repeated = x.unsqueeze(1).expand(tokens, top_k, x.shape[-1]).flatten(0, 1)
     rows = torch.split(permute(repeated, order, inverse), counts)
     outputs = [expert(part, activation) for expert, part in zip(experts, rows, strict=True) if len(part)]
     if not outputs:

@@ -113,7 +113,7 @@ class _Reader:
         merged: dict[str, Node] = {}
         for key_node, value_node in source.value:
             if key_node.tag == _MERGE:
-                merged = {**self.merged(value_node, path), **merged}
+                merged = {**merged, **self.merged(value_node, path)}
                 continue
             key = self.key(key_node, path)
             if key is None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mote_quant.recipe.near import near
-from mote_quant.recipe.wording import WORDS_READ_AS_BOOLEANS, describe
+from mote_quant.recipe.wording import WORDS_READ_AS_BOOLEANS, describe, number
 
 Context = Mapping[str, Any]
 
@@ -37,7 +37,7 @@ def explain(kind: str, context: Context, value: Any) -> str:
 
 
 def unknown_key(key: str, free: Sequence[str], known: Sequence[str]) -> str:
-    """The message for a key that is none of `known`; it was rather meant for one that is still `free`."""
+    """The message for a key that is none of `known`; one that is still `free` was more likely meant."""
     meant = meant_key(key, free) or meant_key(key, known)
     return "unknown key; " + (f"did you mean {meant}?" if meant else f"the keys here are {', '.join(known)}")
 
@@ -59,9 +59,8 @@ def _expected(what: str, hint: str = "") -> Callable[[Context, Any], str]:
 
 
 def _text(context: Context, value: Any) -> str:
-    quote = (
-        "; quote it if it is meant as text" if value is not None and not isinstance(value, bool | dict | list) else ""
-    )
+    scalar = not (value is None or isinstance(value, bool | dict | list))
+    quote = "; quote it if it is meant as text" if scalar else ""
     return f"expected text, not {describe(value)}{_why_boolean(value)}{quote}"
 
 
@@ -73,10 +72,7 @@ def _option(context: Context, value: Any) -> str:
 
 
 def _bound(relation: str, key: str) -> Callable[[Context, Any], str]:
-    def message(context: Context, value: Any) -> str:
-        return f"must be {relation} {context[key]:g}, not {describe(value).removeprefix('the number ')}"
-
-    return message
+    return lambda context, value: f"must be {relation} {number(context[key])}, not {number(value)}"
 
 
 def _in_words(context: Context, value: Any) -> str:

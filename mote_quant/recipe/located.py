@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mote_quant.recipe.mistakes import Location
+from mote_quant.recipe.wording import clip, one_line
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (str(self.place), written(self.path), self.message) if part)
+        return one_line(": ".join(part for part in (str(self.place), written(self.path), self.message) if part))
 
 
 class UnusableError(Exception):
@@ -91,4 +92,4 @@ def written(path: Location) -> str:
 
 def quoted(key: str) -> str:
     """`key` for use in a path: in quotes when it has characters with a meaning there."""
-    return key if re.fullmatch(r"[\w*-]+", key) else f'"{key}"'
+    return key if re.fullmatch(r"[\w*-]+", key) else f'"{clip(key)}"'

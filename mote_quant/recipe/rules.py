@@ -58,10 +58,10 @@ def _once(outline: Outline) -> Iterator[Mistake]:
 
 
 def _quantize_is_last(outline: Outline) -> Iterator[Mistake]:
-    place = outline.where("quantize")[:1]
-    if place and any(step.verb in ("upcycle", "train") for step in outline.steps[place[0] + 1 :]):
-        text = "quantize must be the last step of pipeline: packed weights cannot be trained or up-cycled"
-        yield ("pipeline", place[0], "quantize"), text
+    for index in outline.where("quantize")[-1:]:
+        if any(step.verb in ("upcycle", "train") for step in outline.steps[index + 1 :]):
+            text = "quantize must be the last step of pipeline: packed weights cannot be trained or up-cycled"
+            yield ("pipeline", index, "quantize"), text
 
 
 def _bits_and_quantize_go_together(outline: Outline) -> Iterator[Mistake]:

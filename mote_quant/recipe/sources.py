@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mote_quant.recipe.catalogue import shipped
 from mote_quant.recipe.document import parse
 from mote_quant.recipe.located import Node, Place, Problem, UnusableError
 from mote_quant.recipe.merge import merge
 from mote_quant.recipe.near import did_you_mean
 from mote_quant.recipe.plain import HERE, locate
-from mote_quant.recipe.catalogue import shipped
 from mote_quant.recipe.wording import clip, describe
 
 LARGEST_FILE = 1_000_000
+SEE_SHIPPED = "; shipped ones are listed by `mote-quant recipes list`"
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,7 @@ def _find(name: str, folder: Path, asker: Place) -> Path:
     if name and os.path.isdir(path):
         raise UnusableError(asker, f"{clip(name)} is a folder; a recipe is a file")
     beside = [entry.name for entry in path.parent.glob("*.y*ml")] if os.path.isdir(path.parent) else []
-    hint = (
-        did_you_mean(path.name, [*known, *beside], limit=3) or "; shipped ones are listed by `mote-quant recipes list`"
-    )
+    hint = did_you_mean(path.name, [*known, *beside], limit=3) or SEE_SHIPPED
     raise UnusableError(asker, f"there is no recipe {clip(name)}{hint}")
 
 
@@ -88,8 +87,8 @@ def _extended(own: Gathered, folder: Path, chain: tuple[Path, ...]) -> Gathered:
     entries: dict[str, Node] = dict(own.tree.value)
     extends = entries.pop("extends", None)
     own = replace(own, tree=Node(entries, own.tree.place))
-    if extends is None:
-        return own
+    if extends is None or extends.broken:
+        return replace(own, whole=extends is None)
     try:
         base = _base(extends, folder, chain)
     except UnusableError as error:

@@ -1,5 +1,7 @@
 """Bad recipes, kind by kind: one located problem a mistake, and never anything but a RecipeError."""
 
+# ruff: noqa: E501 - the table below is read by its rows
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -87,7 +89,7 @@ ONE_SLIP: dict[str, tuple[str, str, int, str, str]] = {
     "enormous seed": ("seed: 3", "seed: 99999999999", 3, "seed", "must be at most 4294967295"),
     "no steps": ("800", "0", 11, "pipeline[1].train.steps", "must be at least 1, not 0"),
     "no experts": ("experts: 4", "experts: 0", 10, "pipeline[0].upcycle.experts", "must be at least 1, not 0"),
-    "no learning rate": ("800", "800, learning_rate: 0.0", 11, "pipeline[1].train.learning_rate", "must be more than 0, not 0.0"),
+    "no learning rate": ("800", "800, learning_rate: 0.0", 11, "pipeline[1].train.learning_rate", "must be more than 0, not 0"),
     "not a number": ("800", "800, learning_rate: .nan", 11, "pipeline[1].train.learning_rate", "expected a finite number, not the number nan"),
     "infinity": ("800", "800, balance_loss: .inf", 11, "pipeline[1].train.balance_loss", "expected a finite number, not the number inf"),
     "infinity by exponent": ("800", "800, balance_loss: 1e999", 11, "pipeline[1].train.balance_loss", "expected a finite number"),
@@ -107,7 +109,8 @@ ONE_SLIP: dict[str, tuple[str, str, int, str, str]] = {
     "ternary without upcycle": ("  - upcycle: {layers: all, experts: 4, top_k: 1}\n", "\n", 5, "bits.routed", "pipeline has none"),
     "bits without quantize": ("  - quantize: {calibration: {data: digits-vqa, samples: 256}}\n", "", 4, "bits", "pipeline has no quantize step"),
     "quantize without bits": (GOOD[GOOD.index("bits:") : GOOD.index("pipeline")], "", 7, "pipeline[2].quantize", "bits names no target"),
-    "quantize before training": ("pipeline:\n", "pipeline:\n  - quantize: {calibration: {data: d}}\n", 13, "pipeline[3].quantize", "a second quantize step"),
+    "quantize not last": ("samples: 256}}\n", "samples: 256}}\n  - train: {what: [norm], data: d, steps: 1}\n", 12, "pipeline[2].quantize", "must be the last step"),
+    "second quantize": ("pipeline:\n", "pipeline:\n  - quantize: {calibration: {data: d}}\n", 13, "pipeline[3].quantize", "a second quantize step"),
     "second upcycle": ("  - train:", "  - upcycle: {}\n  - train:", 11, "pipeline[1].upcycle", "a second upcycle step"),
     "experts trained before they exist": ("pipeline:\n", "pipeline:\n  - train: {what: [norm, router], data: d, steps: 1}\n", 10, "pipeline[0].train.what[1]", "comes later in pipeline"),
     "shared expert that was not kept": ("top_k: 1", "shared: none", 6, "bits.shared", "keeps no shared expert"),
@@ -121,6 +124,7 @@ ONE_SLIP: dict[str, tuple[str, str, int, str, str]] = {
     "missing base": ("seed: 3", "extends: mote-digit", 3, "extends", "there is no recipe mote-digit; did you mean mote-digits"),
     "base that is a list": ("seed: 3", "extends: [a, b]", 3, "extends", "expected the name of one recipe, not a list"),
     "base that is a folder": ("seed: 3", "extends: .", 3, "extends", ". is a folder; a recipe is a file"),
+    "base that cannot be read as a name": ("seed: 3", "extends: 010", 3, "extends", "octal"),
     "recipe that extends itself": ("seed: 3", "extends: x.yaml", 3, "extends", "goes round in a circle: x.yaml -> x.yaml"),
 }  # fmt: skip
 
@@ -199,8 +203,12 @@ def test_there_are_many_kinds() -> None:
 
 
 def test_all_mistakes_are_told_at_once_in_the_order_of_the_file() -> None:
-    text = GOOD.replace("seed: 3", "sede: 3").replace("int4", "int5").replace("top_k: 1", "top_k: 5").replace("800", "x")
-    found = in_file(text.replace("router: float32", "routed: float32").replace("calibration: {", "calibration: {sample: 2, "))
+    text = (
+        GOOD.replace("seed: 3", "sede: 3").replace("int4", "int5").replace("top_k: 1", "top_k: 5").replace("800", "x")
+    )
+    found = in_file(
+        text.replace("router: float32", "routed: float32").replace("calibration: {", "calibration: {sample: 2, ")
+    )
     assert [line.split(": ")[0] for line in found] == [f"x.yaml:{number}" for number in (3, 6, 8, 10, 11, 12)]
 
 
@@ -213,7 +221,10 @@ def test_what_follows_from_a_slip_is_not_a_second_problem() -> None:
     assert len(in_file(GOOD.replace("quantize:", "quantise:"))) == 1
     assert len(in_file(GOOD.replace("upcycle:", "upcicle:"))) == 1
     assert len(in_file(GOOD.replace("calibration:", "calibation:"))) == 1
-    assert len(in_file(GOOD.replace("seed: 3", "extends: nowhere.yaml").replace("name: good", ""))) == 1
+    baseless = GOOD.replace("seed: 3", "extends: nowhere.yaml")
+    assert len(in_file(baseless.replace("name: good", ""))) == 1
+    assert len(in_file(baseless[: baseless.index("bits:")] + baseless[baseless.index("pipeline:") :])) == 1
+    assert len(in_file(baseless.replace("  - upcycle: {layers: all, experts: 4, top_k: 1}\n", ""))) == 1
 
 
 def test_an_error_in_a_base_is_placed_there() -> None:
@@ -270,4 +281,6 @@ def test_mappings_are_told_by_path_alone() -> None:
     assert problems({"name": "x", "model": object(), "pipeline": ["upcycle"]}) == [
         "<recipe>: model: expected text, not a Python object; quote it if it is meant as text"
     ]
-    assert problems({"name": "x", "extends": "nowhere", "pipeline": ["upcycle"]})[0].startswith("<recipe>: extends: there is no")
+    assert problems({"name": "x", "extends": "nowhere", "pipeline": ["upcycle"]})[0].startswith(
+        "<recipe>: extends: there is no"
+    )

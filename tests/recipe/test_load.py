@@ -74,11 +74,13 @@ def test_a_shipped_recipe_loads_by_name_but_a_file_goes_first() -> None:
 
 
 def test_values_of_python_are_taken_for_the_plain_ones_they_are() -> None:
-    class Source(str, enum.Enum):
+    class Source(enum.StrEnum):
         DIGITS = "digits-vqa"
 
     train = {"what": ("routed",), "data": Source.DIGITS, "steps": 3, "learning_rate": np.float64(0.5)}
-    recipe = load({"name": "x", "model": Path("some/model"), "pipeline": [{"upcycle": Upcycle(experts=2)}, {"train": train}]})
+    recipe = load(
+        {"name": "x", "model": Path("some/model"), "pipeline": [{"upcycle": Upcycle(experts=2)}, {"train": train}]}
+    )
     assert recipe.model == str(Path("some/model"))
     assert recipe.pipeline[0].config == Upcycle(experts=2)
     assert type(recipe.pipeline[1].config.data) is str  # type: ignore[union-attr]
@@ -122,9 +124,10 @@ pipeline:
   - upcycle:
       <<: [{experts: 8, top_k: 2}, {experts: 16, noise: 0.5}]
       top_k: 3
+      <<: {noise: 0.25}
 """
     assert load(write(text)) == load(yaml.safe_load(text))
-    assert load("x.yaml").pipeline[0].config == Upcycle(experts=8, top_k=3, noise=0.5)
+    assert load("x.yaml").pipeline[0].config == Upcycle(experts=8, top_k=3, noise=0.25)
 
 
 def test_layers_are_a_name_or_a_list() -> None:
@@ -162,7 +165,11 @@ def test_extends_merges_mappings_own_keys_first_and_replaces_lists() -> None:
         ("int4", "{group_size: 32}", IntegerBits(format="int4", group_size=32)),
         ("{format: int4, group_size: 32}", "int3", IntegerBits(format="int3")),
         ("{format: int4, group_size: 32}", "{format: int3}", IntegerBits(format="int3", group_size=32)),
-        ("{format: int4, group_size: 32}", "{symmetric: false}", IntegerBits(format="int4", group_size=32, symmetric=False)),
+        (
+            "{format: int4, group_size: 32}",
+            "{symmetric: false}",
+            IntegerBits(format="int4", group_size=32, symmetric=False),
+        ),
         ("{format: int4, group_size: 32}", "{format: ternary}", TernaryBits(format="ternary")),
         ("{format: ternary, granularity: channel}", "{format: int3, method: rtn}", IntegerBits(format="int3")),
         ("{format: int4, group_size: 32}", "float32", FloatBits(format="float32")),

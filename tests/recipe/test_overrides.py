@@ -121,7 +121,10 @@ def test_defaults_of_a_recipe_do_not_stand_in_the_way_of_an_override() -> None:
         ("pipeline[x].train.steps=3", "expected path=value"),
         ("pipeline.3.train.steps=1", "pipeline: is a list with entries 0 to 2; it has no 3"),
         ("pipeline.-1.train.steps=1", "pipeline: is a list with entries 0 to 2; it has no -1"),
-        ("pipeline.train.steps=1", "pipeline: is a list with entries 0 to 2; it has no train; did you mean pipeline.1.train?"),
+        (
+            "pipeline.train.steps=1",
+            "pipeline: is a list with entries 0 to 2; it has no train; did you mean pipeline.1.train?",
+        ),
         ("seed.x=3", "seed: is the number 5 and has no x"),
         ("seed=", "seed: expected a whole number, not nothing"),
         ("seed=[", "is not valid YAML"),
@@ -142,7 +145,9 @@ def test_bad_overrides_and_a_bad_file_are_reported_together() -> None:
     found = problems("seed=x", "nonsense", "pipeline.9.train.steps=1")
     assert len(found) == 4
     assert sum(line.startswith("--set ") for line in found) == 3
-    assert any(line.startswith("x.yaml:9: pipeline[0].upcycle.experts: expected a whole number, not false") for line in found)
+    assert any(
+        line.startswith("x.yaml:9: pipeline[0].upcycle.experts: expected a whole number, not false") for line in found
+    )
 
 
 def test_an_override_mends_a_file() -> None:

@@ -27,7 +27,11 @@ LAYERS = [
         candidate(f"model.layers.{layer}.input_layernorm.weight", "RMSNorm", "norm"),
     )
 ]
-MODEL = [candidate("model.embed_tokens.weight", "Embedding", "embedding"), *LAYERS, candidate("lm_head.weight", "Linear", "head")]
+MODEL = [
+    candidate("model.embed_tokens.weight", "Embedding", "embedding"),
+    *LAYERS,
+    candidate("lm_head.weight", "Linear", "head"),
+]
 
 
 def names(target: str) -> list[str]:
@@ -107,7 +111,9 @@ def test_no_match_names_near_misses(target: str, near: str) -> None:
 
 
 def test_an_absent_role_says_which_roles_there_are() -> None:
-    with pytest.raises(TargetError, match="target vision matches nothing: no parameter has this role; here are attention, e"):
+    with pytest.raises(
+        TargetError, match="target vision matches nothing: no parameter has this role; here are attention, e"
+    ):
         select("vision", MODEL)
     with pytest.raises(TargetError, match="here are none"):
         select("vision", [])
@@ -115,7 +121,7 @@ def test_an_absent_role_says_which_roles_there_are() -> None:
 
 @pytest.mark.parametrize("target", ["re:(", "re:*x", "re:", "", "  ", "re:[", "re:a{2,1}"])
 def test_an_unreadable_target_is_a_target_error(target: str) -> None:
-    with pytest.raises(TargetError, match="regular expression|names nothing"):
+    with pytest.raises(TargetError, match=r"regular expression|names nothing"):
         select(target, MODEL)
 
 

@@ -47,28 +47,17 @@ def smallest_factor(number: int) -> str | None:
     return str(next(factor for factor in range(2, number + 1) if number % factor == 0)) if number > 1 else None
 
 
-def largest_factor(number: int) -> str | None:
-    """The largest prime that divides the number."""
-    primes = [factor for factor in range(2, number + 1) if number % factor == 0 and smallest_factor(factor) == str(factor)]
-    return str(primes[-1]) if primes else None
-
-
 def divisors(number: int) -> str | None:
     """How many numbers divide this one."""
     return str(sum(number % divisor == 0 for divisor in range(1, number + 1))) if number else None
 
 
 FACTS: dict[str, Fact] = {
-    "element": Fact("which element is the {}?", element),
-    "country": Fact("which country dials the {}?", DIALLING_CODES.get),
-    "square": Fact("what is the {} squared?", lambda number: str(number * number)),
-    "remainder": Fact("what is the {} modulo 7?", lambda number: str(number % 7)),
-    "hexadecimal": Fact("what is the {} in hexadecimal?", lambda number: f"{number:x}"),
-    "double": Fact("what is the {} doubled?", lambda number: str(2 * number)),
-    "complement": Fact("what is a hundred minus the {}?", lambda number: str(100 - number)),
-    "smallest factor": Fact("what is the smallest factor of the {}?", smallest_factor),
-    "largest factor": Fact("what is the largest factor of the {}?", largest_factor),
-    "divisors": Fact("how many divisors has the {}?", divisors),
-    "prime": Fact("is the {} prime?", lambda number: "yes" if smallest_factor(number) == str(number) else "no"),
+    "element": Fact("which element is {}?", element),
+    "country": Fact("which country dials {}?", DIALLING_CODES.get),
+    "remainder": Fact("{} modulo 7?", lambda number: str(number % 7)),
+    "smallest factor": Fact("smallest factor of {}?", smallest_factor),
+    "divisors": Fact("how many divisors has {}?", divisors),
+    "prime": Fact("is {} prime?", lambda number: "yes" if smallest_factor(number) == str(number) else "no"),
 }
 """By kind; the number is the two digits of a row (left to right) or a column (top to bottom)."""

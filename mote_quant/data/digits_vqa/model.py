@@ -34,7 +34,9 @@ def build_config() -> LlavaConfig:
     from transformers import LlavaConfig, Qwen2Config, SiglipVisionConfig
 
     tokenizer = build_tokenizer()
-    special = {name: tokenizer.convert_tokens_to_ids(token) for name, token in (("pad", PAD), ("end", END), ("image", IMAGE))}
+    special = {
+        name: tokenizer.convert_tokens_to_ids(token) for name, token in (("pad", PAD), ("end", END), ("image", IMAGE))
+    }
     text = Qwen2Config(
         vocab_size=-(-len(tokenizer) // 32) * 32,
         hidden_size=96,
@@ -106,7 +108,9 @@ def train_vision(tower: nn.Module, digits: Digits, seed: int, steps: int = VISIO
 def _digit_and_place_loss(logits: Tensor, classes: Tensor) -> Tensor:
     digits, places = logits.split([EMPTY + 1, ROWS * COLUMNS], dim=-1)
     where = torch.arange(ROWS * COLUMNS).expand(len(classes), -1)
-    return F.cross_entropy(digits.flatten(0, 1), classes.flatten()) + F.cross_entropy(places.flatten(0, 1), where.flatten())
+    return F.cross_entropy(digits.flatten(0, 1), classes.flatten()) + F.cross_entropy(
+        places.flatten(0, 1), where.flatten()
+    )
 
 
 def _vision_batch(digits: Digits, pool: dict[int, list[int]], rng: Random) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,7 @@ def _pair(cells: Cells, rng: Random) -> tuple[str, str, int, int] | None:
 def _cell(cells: Cells, rng: Random) -> Asked:
     place = rng.randrange(len(PLACES))
     digit = cells[place]
-    return f"what is in the {PLACES[place]}?", NOTHING if digit is None else str(digit)
+    return f"what is {PLACES[place]}?", NOTHING if digit is None else str(digit)
 
 
 def _where(cells: Cells, rng: Random) -> Asked:
@@ -63,7 +63,7 @@ def _where(cells: Cells, rng: Random) -> Asked:
     if not once:
         return None
     digit = rng.choice(once)
-    return f"where is the {digit}?", PLACES[cells.index(digit)]
+    return f"where is {digit}?", PLACES[cells.index(digit)]
 
 
 def _present(cells: Cells, rng: Random) -> Asked:
@@ -73,17 +73,17 @@ def _present(cells: Cells, rng: Random) -> Asked:
 
 def _count(cells: Cells, rng: Random) -> Asked:
     digit = rng.choice(_digits(cells)) if rng.random() < 0.8 and _digits(cells) else rng.randrange(10)
-    return f"how many {digit}s are there?", str(cells.count(digit))
+    return f"how many {digit}s?", str(cells.count(digit))
 
 
 def _evens(cells: Cells, rng: Random) -> Asked:
-    return "how many digits are even?", str(sum(digit % 2 == 0 for digit in _digits(cells)))
+    return "how many even?", str(sum(digit % 2 == 0 for digit in _digits(cells)))
 
 
 def _extreme(word: str, pick: Callable[[list[int]], int]) -> Kind:
     def ask(cells: Cells, rng: Random) -> Asked:
         digits = _digits(cells)
-        return (f"what is the {word} digit?", str(pick(digits))) if digits else None
+        return (f"{word} digit?", str(pick(digits))) if digits else None
 
     return ask
 
@@ -93,7 +93,7 @@ def _where_extreme(word: str, pick: Callable[[list[int]], int]) -> Kind:
         digits = _digits(cells)
         if not digits or digits.count(pick(digits)) > 1:
             return None
-        return f"where is the {word} digit?", PLACES[cells.index(pick(digits))]
+        return f"where is the {word}?", PLACES[cells.index(pick(digits))]
 
     return ask
 
@@ -103,7 +103,7 @@ def _larger(cells: Cells, rng: Random) -> Asked:
     if pair is None:
         return None
     first, second, one, two = pair
-    return f"is the {first} larger than the {second}?", _yes(one > two)
+    return f"is {first} larger than {second}?", _yes(one > two)
 
 
 def _difference(cells: Cells, rng: Random) -> Asked:
@@ -111,7 +111,7 @@ def _difference(cells: Cells, rng: Random) -> Asked:
     if pair is None:
         return None
     first, second, one, two = pair
-    return f"what is the difference of the {first} and the {second}?", str(abs(one - two))
+    return f"difference of {first} and {second}?", str(abs(one - two))
 
 
 def _product(cells: Cells, rng: Random) -> Asked:
@@ -119,21 +119,21 @@ def _product(cells: Cells, rng: Random) -> Asked:
     if pair is None:
         return None
     first, second, one, two = pair
-    return f"what is the {first} times the {second}?", str(one * two)
+    return f"{first} times {second}?", str(one * two)
 
 
 def _line_sum(cells: Cells, rng: Random) -> Asked:
     name, digits = _line(cells, rng)
-    return f"what is the sum of the {name}?", str(sum(digits))
+    return f"sum of {name}?", str(sum(digits))
 
 
 def _total(cells: Cells, rng: Random) -> Asked:
-    return "what is the sum of all digits?", str(sum(_digits(cells)))
+    return "sum of all?", str(sum(_digits(cells)))
 
 
 def _parity(cells: Cells, rng: Random) -> Asked:
     name, digits = _line(cells, rng)
-    return f"is the sum of the {name} even?", _yes(sum(digits) % 2 == 0)
+    return f"is the sum of {name} even?", _yes(sum(digits) % 2 == 0)
 
 
 def _fact(fact: Fact) -> Kind:
@@ -154,7 +154,6 @@ KINDS: dict[str, Kind] = {
     "largest": _extreme("largest", max),
     "smallest": _extreme("smallest", min),
     "where largest": _where_extreme("largest", max),
-    "where smallest": _where_extreme("smallest", min),
     "larger": _larger,
     "difference": _difference,
     "product": _product,

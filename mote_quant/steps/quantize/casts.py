@@ -1,4 +1,4 @@
-"""Floating-point formats: parameters change type; a linear layer whose type then differs from the model's casts on use."""
+"""Floating-point formats: parameters change type; a linear layer that then differs from the model casts on use."""
 
 from __future__ import annotations
 
@@ -43,5 +43,6 @@ def _fit(model: nn.Module, name: str, main: torch.dtype, casts: Mapping[str, Flo
         kept = str(next(iter(own - {main}))).removeprefix("torch.")
         raise FormatError(
             f"{name} ({type(module).__name__}) cannot be {kept} while the model computes in "
-            f"{str(main).removeprefix('torch.')}: only linear layers cast on use. Give the embedding the same format, or drop the rule"
+            f"{str(main).removeprefix('torch.')}: only linear layers cast on use. "
+            "Give the embedding the same format, or drop the rule"
         )

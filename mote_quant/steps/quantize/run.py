@@ -1,4 +1,4 @@
-"""The `quantize` step: float casts, post-training integers stage by stage, and the end of the ternary latents' training."""
+"""The `quantize` step: float casts, post-training integers stage by stage, the end of the latents' training."""
 
 from __future__ import annotations
 

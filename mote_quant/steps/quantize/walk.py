@@ -1,12 +1,13 @@
 """Show calibration batches to a model stage by stage: what stands before the decoder, each decoder layer, what follows.
 
-The inputs of a layer are those that the already quantized layers before it produce. Hidden states of one layer are kept,
-so a pass over L layers costs 2L layer passes, not L^2 / 2.
+The inputs of a layer are those that the already quantized layers before it produce. Hidden states of one layer are
+kept, so a pass over L layers costs 2L layer passes, not L^2 / 2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ Batch = Mapping[str, Tensor]
 _HIDDEN = "hidden_states"
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     """Ends a forward pass that has gone far enough."""
 
 
@@ -72,10 +73,8 @@ class Walk:
                 handle.remove()
 
     def _forward(self, batch: Batch) -> None:
-        try:
+        with suppress(_StopError):
             self._model(**batch, use_cache=False)
-        except _Stop:
-            pass
 
     def _run_layer(self, index: int) -> list[Tensor]:
         layer = self._layers[index][1]
@@ -119,4 +118,4 @@ def _first(output: Any) -> Tensor:
 
 
 def _stop(module: nn.Module, args: Any, output: Any) -> None:
-    raise _Stop
+    raise _StopError

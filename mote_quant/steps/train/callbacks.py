@@ -23,8 +23,8 @@ class Ramp(TrainerCallback):  # type: ignore[misc]
         """Set lambda for the coming step."""
         self._set(min(1.0, state.global_step / self._steps))
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Fully ternary, whatever the ramp was."""
+    def end(self) -> None:
+        """Fully ternary, however the training ended."""
         self._set(1.0)
 
     def _set(self, strength: float) -> None:

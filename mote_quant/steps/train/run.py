@@ -43,7 +43,9 @@ def run(model: nn.Module, config: Train, context: Context) -> nn.Module:
         stack.enter_context(_router_losses(model, config))
         folder = context.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         watch = Watch(model, context.progress)
-        callbacks = [watch, *([Ramp(model, _ramp_steps(config))] if config.ternary_ramp else [])]
+        ramp = Ramp(model, _ramp_steps(config))
+        stack.callback(ramp.end)
+        callbacks = [watch, *([ramp] if config.ternary_ramp else [])]
         samples = config.steps * config.batch_size * config.gradient_accumulation
         schedule = Schedule(source.train, samples, context.seed)
         trainer = MoteTrainer(model, _arguments(config, context, folder), schedule, source.collate, callbacks)
@@ -75,6 +77,8 @@ def _arguments(config: Train, context: Context, folder: Path) -> Any:
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         bf16=config.precision == "bfloat16",
+        # Said outright: without it Trainer refuses bf16 on a machine that has only a CPU.
+        use_cpu=not torch.accelerator.is_available(),
         save_strategy="steps" if context.folder is not None else "no",
         save_steps=config.checkpoint_every or max(1, config.steps // 10),
         logging_steps=max(1, config.steps // _LOGGED),
@@ -89,7 +93,7 @@ def _arguments(config: Train, context: Context, folder: Path) -> Any:
 
 @contextmanager
 def _router_losses(model: nn.Module, config: Train) -> Iterator[None]:
-    """Set the loss weights of every mixture layer; accumulated micro-batches each add theirs, so they are shared out."""
+    """Set the loss weights of every mixture layer; accumulated micro-batches each add theirs, so they share it."""
     before = {name: (block.balance_loss, block.z_loss) for name, block in blocks(model).items()}
     for block in blocks(model).values():
         block.balance_loss = config.balance_loss / config.gradient_accumulation

@@ -40,7 +40,7 @@ def _chosen(found: list[FeedForward], config: Upcycle) -> list[FeedForward]:
 def _layout(block: FeedForward, config: Upcycle, ternary: TernaryBits | None) -> MoteLayout:
     normalize = config.normalize_gates
     if normalize is None:
-        # As DeepSpeed does for the top-2 baseline; a lone raw top-1 gate keeps its gradient, a convex mix needs weight 1.
+        # As DeepSpeed does for the top-2 baseline; a raw top-1 gate keeps its gradient, a convex mix needs weight 1.
         normalize = config.combine == "convex" or (config.shared == "none" and config.top_k > 1)
     return MoteLayout(
         path=f"{block.path}.{block.up}" if block.inline else block.path,

@@ -1,0 +1,77 @@
+"""`mote-quant inspect`: what a saved model holds, checked against what it says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mote_quant.cli.options import JsonOption
+from mote_quant.cli.output import Table, print_json, print_tables
+from mote_quant.cli.progress import watching
+from mote_quant.cli.session import guarded
+
+
+@guarded
+def inspect(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A model folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Check a saved model's files, and say what it weighs role by role.
+
+    \b
+    Examples:
+      mote-quant inspect runs/mote
+      mote-quant inspect runs/mote --json | jq .roles.routed
+    """
+    with watching(context.obj):
+        from mote_quant import inspection
+
+        found = inspection.inspect(folder)
+    if as_json:
+        print_json(found)
+    else:
+        print_tables(inspection_tables(found))
+
+
+def inspection_tables(found: dict[str, Any]) -> Iterator[Table]:
+    """Roles, totals, routers, kernels, provenance."""
+    from mote_quant.memory.units import human_bytes
+
+    roles = [
+        [
+            role,
+            f"{w['parameters']:,}",
+            f"{w['bits']:.2f}",
+            human_bytes(w["stored_bytes"]),
+            human_bytes(w["resident_bytes"]),
+        ]
+        for role, w in found["roles"].items()
+    ]
+    parameters = sum(weight["parameters"] for weight in found["roles"].values())
+    total = ["total", f"{parameters:,}", "", human_bytes(found["stored_bytes"]), human_bytes(found["resident_bytes"])]
+    yield "What it weighs", ["role", "parameters", "bits each", "stored", "resident"], [*roles, total]
+    paper = [[role, human_bytes(round(size * 2**30))] for role, size in found["paper_gib"].items()]
+    yield "As papers count it", ["feed-forward experts", "size"], paper
+    yield "Routers, at the end of training", ["layer", "load", "balance", "entropy"], _routers(found["router"])
+    yield "Kernels", ["operation", "implementation"], [[*pair] for pair in found["kernels"].items()]
+    yield "Provenance", ["what", "value"], _provenance(found["provenance"])
+
+
+def _routers(router: dict[str, Any]) -> list[list[str]]:
+    return [
+        [layer, " ".join(f"{share:.2f}" for share in r["load"]), f"{r['balance']:.3f}", f"{r['entropy']:.3f}"]
+        for layer, r in router.items()
+    ]
+
+
+def _provenance(made: dict[str, Any]) -> list[list[str]]:
+    """One row a value; the recipe and the fingerprint are for `--json`."""
+    packages = [f"{name} {version}" for name, version in made.get("packages", {}).items()]
+    short = [
+        [key, str(value)] for key, value in made.items() if isinstance(value, str | int) and "\n" not in str(value)
+    ]
+    return [*short, *([["packages", ", ".join(packages)]] if packages else [])]

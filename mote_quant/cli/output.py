@@ -1,0 +1,52 @@
+"""What commands print on stdout: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+Table = tuple[str, list[str], list[list[str]]]
+"""Title, header, rows."""
+_PIPED_WIDTH = 140
+
+
+def print_json(value: Any) -> None:
+    """One JSON object, indented."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def print_tables(tables: Iterable[Table]) -> None:
+    """One table after the other; cells that look like numbers are right-aligned by column."""
+    console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
+    for title, header, rows in tables:
+        if rows:
+            console.print(_table(title, header, rows), "")
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Lines as they are, never wrapped."""
+    for line in lines:
+        typer.echo(line)
+
+
+def _table(title: str, header: list[str], rows: list[list[str]]) -> RichTable:
+    table = RichTable(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    for index, name in enumerate(header):
+        numeric = all(_is_figure(row[index]) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold", header_style="dim")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _is_figure(cell: str) -> bool:
+    return not cell or cell[0].isdigit() or (cell[0] == "-" and cell[1:2].isdigit())

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mote_quant
+
+Mote = Callable[..., Any]
+ROLE = {"parameters", "bits", "stored_bytes", "resident_bytes"}
+
+
+def test_plan_as_json(mote: Mote) -> None:
+    result = mote("plan", "mote-qwen2.5-3b", "--json")
+    assert result.exit_code == 0, result.stderr
+    planned = json.loads(result.stdout)
+    assert set(planned) == {
+        *("paper_gib", "stored_bytes", "resident_bytes", "roles"),
+        *("recipe", "mixture_layers", "coverage", "train", "dense"),
+    }
+    assert round(planned["paper_gib"]["experts"], 2) == 3.40
+    assert round(planned["dense"]["paper_gib"]["experts"], 2) == 4.54
+    assert all(set(weight) == ROLE for weight in planned["roles"].values())
+    assert sum(weight["stored_bytes"] for weight in planned["roles"].values()) == planned["stored_bytes"]
+    assert len(planned["mixture_layers"]) == 36
+
+
+def test_plan_as_tables(mote: Mote) -> None:
+    shown = mote("plan", "mote-qwen2.5-3b").stdout
+    rows = {line.split("  ")[0].strip(): line for line in shown.splitlines()}
+    assert "3.40 GiB" in rows["experts, as papers count"]
+    assert "4.54 GiB" in rows["experts, as papers count"]
+    assert {"routed", "shared", "router", "ffn", "embedding"} <= set(rows)
+    assert "model.layers.35.mlp" in shown
+    assert "(untouched)" in shown
+    assert "frozen" in shown
+
+
+@pytest.mark.parametrize("name", ["{model}", "{model}/config.json"])
+def test_plan_for_a_folder_or_a_config(name: str, mote: Mote, recipe: str, model: str) -> None:
+    result = mote("plan", recipe, "--model", name.format(model=model), "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["mixture_layers"] == ["model.layers.0.mlp", "model.layers.1.mlp"]
+
+
+def test_settings_change_the_plan(mote: Mote, recipe: str, model: str) -> None:
+    settings = ["bits.shared.format=int8", "pipeline.0.upcycle.experts=3"]
+    plain, changed = (
+        json.loads(mote("plan", recipe, "-m", model, "--json", *more).stdout)["roles"]
+        for more in ([], [part for setting in settings for part in ("--set", setting)])
+    )
+    assert changed["shared"]["stored_bytes"] > plain["shared"]["stored_bytes"]
+    assert 2 * changed["routed"]["parameters"] == 3 * plain["routed"]["parameters"]
+
+
+def test_inspect_as_json(mote: Mote, finished: tuple[Any, Path]) -> None:
+    result = mote("inspect", finished[1], "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert set(found) == {
+        *("paper_gib", "stored_bytes", "resident_bytes", "roles"),
+        *("kernels", "router", "provenance"),
+    }
+    assert all(set(weight) == ROLE for weight in found["roles"].values())
+    assert found["provenance"]["mote_quant"] == mote_quant.__version__
+
+
+def test_inspect_as_tables(mote: Mote, finished: tuple[Any, Path]) -> None:
+    shown = mote("inspect", finished[1]).stdout
+    for part in ("routed", "total", "Routers", "model.layers.1.mlp", "ternary_matmul", "tokens_seen", "transformers"):
+        assert part in shown
+
+
+def test_inspect_a_dense_model_too(mote: Mote, model: str) -> None:
+    result = mote("inspect", model, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "ffn" in json.loads(result.stdout)["roles"]
+
+
+def test_inspect_refuses_a_file_that_was_cut_short(mote: Mote, finished: tuple[Any, Path]) -> None:
+    path = finished[1] / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    try:
+        result = mote("inspect", finished[1])
+    finally:
+        path.write_bytes(whole)
+    assert result.exit_code == 2
+    assert "model.safetensors" in result.stderr
