@@ -51,10 +51,14 @@ class Run:
     def log(self, event: str, **values: Any) -> None:
         """Add a line to the journal."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **values})
-        with (self.folder / "journal.jsonl").open("a") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        path = self.folder / "journal.jsonl"
+        try:
+            with path.open("a") as file:
+                file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise SaveError(f"{path} could not be written: {error}") from error
 
     def write(self, name: str, text: str) -> None:
         """Write `DIR/run/<name>` atomically."""
@@ -64,9 +68,12 @@ class Run:
             raise SaveError(f"{self.folder / name} could not be written: {error}") from error
 
     def read_json(self, name: str) -> Any | None:
-        """The content of `DIR/run/<name>`; None when it is not there."""
+        """The content of `DIR/run/<name>`; None when it is not there. ArtifactError when it cannot be read."""
         path = self.folder / name
-        return json.loads(path.read_text()) if path.exists() else None
+        try:
+            return json.loads(path.read_text()) if path.exists() else None
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{path} cannot be read ({error}); delete it to finish this run again") from error
 
     def step_folder(self, index: int, name: str) -> Path:
         """Where step `index` (from 0) keeps its checkpoints and its result."""

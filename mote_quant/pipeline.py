@@ -16,7 +16,7 @@ from torch import nn
 from mote_quant.data import open_source
 from mote_quant.data.source import Source
 from mote_quant.errors import RunError
-from mote_quant.hf.integrity import verify_file
+from mote_quant.hf.integrity import describe, verify_file
 from mote_quant.hf.loading import check_finite
 from mote_quant.hf.saving import save_model, stored_bytes
 from mote_quant.journal import Run
@@ -67,6 +67,8 @@ def apply(
     run = Run.open(Path(output), fingerprint)
     done = run.read_json("done.json")
     if done is not None:
+        # The last run may have been killed just before it cleared up.
+        _clear_up(run, options)
         return _already_done(model, run, done["files"])
     return _run_in_folder(model, plan, opener, options, run, provenance(loaded, fingerprint), processor)
 
@@ -136,12 +138,16 @@ def _run_in_folder(
     run.write("report.json", json.dumps(report, indent=2))
     run.write("report.md", render_markdown(report))
     run.write("report.html", render_html(report))
-    files = json.loads((run.output / "config.json").read_text()).get("quantization_config", {}).get("files", {})
+    files = {path.name: describe(path) for path in sorted(run.output.glob("*.safetensors"))}
     run.write("done.json", json.dumps({"files": files}))
     run.log("done")
+    _clear_up(run, options)
+    return model
+
+
+def _clear_up(run: Run, options: Options) -> None:
     if not options.keep_steps:
         run.drop_steps()
-    return model
 
 
 def _run_steps(

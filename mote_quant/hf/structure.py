@@ -73,6 +73,9 @@ def _uncommon_dtypes(model: nn.Module, packed: dict[str, PackedSpec]) -> dict[st
     """Parameters that loading in the model's own type would cast: their type has to be remembered."""
     own = getattr(model, "dtype", torch.float32)
     weights = {f"{name}.weight" for name in packed}
+    for name, module in model.named_modules():
+        if isinstance(module, TernaryLinear):  # float32 by construction
+            weights |= {f"{name}.{key}" for key, _ in module.named_parameters(recurse=False)}
     routers = {
         f"{name}.gate.{key}" for name, block in blocks(model).items() for key, _ in block.gate.named_parameters()
     }

@@ -80,7 +80,8 @@ def _linear_factory(layout: MoteLayout, dtype: torch.dtype, device: torch.device
         if layout.ternary is None:
             linear = nn.Linear(columns, rows, bias=layout.bias, dtype=dtype, device="meta")
         else:
-            linear = TernaryLinear(columns, rows, layout.ternary, layout.bias, dtype, "meta")
+            # Latent weights are float32 in any model: steps this small would be lost in 16 bits.
+            linear = TernaryLinear(columns, rows, layout.ternary, layout.bias, torch.float32, "meta")
         return linear.to_empty(device=device)
 
     return factory

@@ -65,7 +65,9 @@ def _quantize_is_last(outline: Outline) -> Iterator[Mistake]:
 
 
 def _bits_and_quantize_go_together(outline: Outline) -> Iterator[Mistake]:
-    if outline.bits and outline.steps and outline.lacks("quantize"):
+    # Ternary alone is carried out by up-cycling: the model is then left to be trained on.
+    later = any(bits["format"] != "ternary" for bits in outline.bits.values()) or outline.lacks("upcycle")
+    if outline.bits and outline.steps and outline.lacks("quantize") and later:
         yield ("bits",), "is given, but pipeline has no quantize step to carry it out; end it with `- quantize: {}`"
     if not outline.bits and outline.whole_bits:
         for index in outline.where("quantize"):
@@ -78,13 +80,6 @@ def _gptq_needs_calibration(outline: Outline) -> Iterator[Mistake]:
             if bits.get("method") == "gptq":
                 text = "gptq looks at samples: give the quantize step a calibration, as in {data: ..., samples: 128}"
                 yield ("bits", target, "method"), text
-
-
-def _ternary_needs_upcycle(outline: Outline) -> Iterator[Mistake]:
-    if outline.steps and outline.lacks("upcycle"):
-        for target, bits in outline.bits.items():
-            if bits["format"] == "ternary":
-                yield ("bits", target), "ternary is for the routed experts an upcycle step makes; pipeline has none"
 
 
 def _experts_exist_before_they_train(outline: Outline) -> Iterator[Mistake]:
@@ -114,7 +109,6 @@ RULES: tuple[Callable[[Outline], Iterator[Mistake]], ...] = (
     _quantize_is_last,
     _bits_and_quantize_go_together,
     _gptq_needs_calibration,
-    _ternary_needs_upcycle,
     _experts_exist_before_they_train,
     _shared_was_kept,
 )

@@ -106,7 +106,6 @@ ONE_SLIP: dict[str, tuple[str, str, int, str, str]] = {
     "more experts than there are": ("top_k: 1", "top_k: 5", 10, "pipeline[0].upcycle.top_k", "at most the number of experts (4), not 5"),
     "mix without convex": ("top_k: 1", "mix: 0.5", 10, "pipeline[0].upcycle.mix", "only with combine: convex"),
     "gptq without calibration": ("{calibration: {data: digits-vqa, samples: 256}}", "{}", 6, "bits.shared.method", "give the quantize step a calibration"),
-    "ternary without upcycle": ("  - upcycle: {layers: all, experts: 4, top_k: 1}\n", "\n", 5, "bits.routed", "pipeline has none"),
     "bits without quantize": ("  - quantize: {calibration: {data: digits-vqa, samples: 256}}\n", "", 4, "bits", "pipeline has no quantize step"),
     "quantize without bits": (GOOD[GOOD.index("bits:") : GOOD.index("pipeline")], "", 7, "pipeline[2].quantize", "bits names no target"),
     "quantize not last": ("samples: 256}}\n", "samples: 256}}\n  - train: {what: [norm], data: d, steps: 1}\n", 12, "pipeline[2].quantize", "must be the last step"),

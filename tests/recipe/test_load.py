@@ -228,3 +228,15 @@ def test_a_recipe_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         recipe.name = "other"  # type: ignore[misc]
     assert isinstance(recipe, Recipe)
+
+
+def test_ternary_alone_needs_no_quantize_step() -> None:
+    """Up-cycling carries it out; the model is left with its latent weights, to be trained on."""
+    recipe = load({"name": "latent", "bits": {"routed": "ternary"}, "pipeline": [{"upcycle": {}}]})
+    assert recipe.bits["routed"].format == "ternary"
+
+
+def test_ternary_may_stand_beside_a_quantize_step_alone() -> None:
+    """For a model that was up-cycled and trained elsewhere; whether it has experts is for the plan to say."""
+    bits = {"routed": "ternary", "shared": "int4"}
+    assert load({"name": "tail", "bits": bits, "pipeline": ["quantize"]}).bits["routed"].format == "ternary"

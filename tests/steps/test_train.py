@@ -63,6 +63,7 @@ def test_flags_mode_random_state_and_gradients_are_left_as_found():
     assert all(p.grad is None for p in model.parameters())
     assert not model.training
     assert not torch.are_deterministic_algorithms_enabled()
+    assert model.config.use_cache is True
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import gcd, isqrt
 
 ELEMENTS = (
     "hydrogen helium lithium beryllium boron carbon nitrogen oxygen fluorine neon sodium magnesium aluminium silicon "
@@ -29,12 +30,22 @@ DIALLING_CODES = {
 """Countries by international dialling code."""
 
 
+MODULUS, ROOT = 97, 5
+"""The "modular" questions compute with remainders by this prime; powers of ROOT reach all of them but 0."""
+DECIMALS = {
+    "pi": "1415926535897932384626433832795028841971693993751058209749445923078164062862089986280348253421170679",
+    "e": "7182818284590452353602874713526624977572470936999595749669676277240766303535475945713821785251664274",
+    "root two": str(isqrt(2 * 10**200))[1:],
+}
+"""The first hundred decimals of three famous numbers."""
+
+
 @dataclass(frozen=True)
 class Fact:
     """A question about the number in a row or column (`{}` is its place) and its answer, None where there is none."""
 
     question: str
-    answer: Callable[[int], str | None]
+    answer: Callable[[int], str | int | None]
 
 
 def element(number: int) -> str | None:
@@ -42,22 +53,85 @@ def element(number: int) -> str | None:
     return ELEMENTS[number - 1] if 1 <= number <= len(ELEMENTS) else None
 
 
-def smallest_factor(number: int) -> str | None:
-    """The smallest prime that divides the number."""
-    return str(next(factor for factor in range(2, number + 1) if number % factor == 0)) if number > 1 else None
+def prime_factors(number: int) -> list[int]:
+    """The different primes that divide the number, smallest first; none for 0 and 1."""
+    divisors = [factor for factor in range(2, number + 1) if number % factor == 0]
+    return [factor for factor in divisors if all(factor % smaller for smaller in divisors if smaller < factor)]
 
 
-def divisors(number: int) -> str | None:
+def primes(count: int) -> list[int]:
+    """The first `count` primes."""
+    found: list[int] = []
+    candidate = 2
+    while len(found) < count:
+        if all(candidate % prime for prime in found):
+            found.append(candidate)
+        candidate += 1
+    return found
+
+
+def divisors(number: int) -> int | None:
     """How many numbers divide this one."""
-    return str(sum(number % divisor == 0 for divisor in range(1, number + 1))) if number else None
+    return sum(number % divisor == 0 for divisor in range(1, number + 1)) or None
+
+
+def totient(number: int) -> int | None:
+    """How many of 1..number share no factor with it."""
+    return sum(gcd(number, other) == 1 for other in range(1, number + 1)) or None
+
+
+def modular_inverse(number: int) -> int | None:
+    """The number that, times this one, leaves 1."""
+    return pow(number, -1, MODULUS) if number % MODULUS else None
+
+
+def modular_logarithm(number: int) -> int | None:
+    """The power of ROOT that leaves the same remainder as this number."""
+    return next((power for power in range(MODULUS - 1) if (pow(ROOT, power, MODULUS) - number) % MODULUS == 0), None)
+
+
+def modular_fibonacci(number: int) -> int:
+    """The remainder of the Fibonacci number of this index."""
+    one, two = 0, 1
+    for _ in range(number):
+        one, two = two, one + two
+    return one % MODULUS
+
+
+def collatz_steps(number: int) -> int | None:
+    """Steps of the 3n + 1 walk from this number to 1."""
+    steps = 0
+    while number > 1:
+        number = number // 2 if number % 2 == 0 else 3 * number + 1
+        steps += 1
+    return steps if number else None
 
 
 FACTS: dict[str, Fact] = {
     "element": Fact("which element is {}?", element),
     "country": Fact("which country dials {}?", DIALLING_CODES.get),
-    "remainder": Fact("{} modulo 7?", lambda number: str(number % 7)),
-    "smallest factor": Fact("smallest factor of {}?", smallest_factor),
+    "hexadecimal": Fact("{} in hexadecimal?", lambda number: f"{number:x}"),
+    "remainder 7": Fact("{} modulo 7?", lambda number: number % 7),
+    "remainder 13": Fact("{} modulo 13?", lambda number: number % 13),
+    "smallest factor": Fact("smallest factor of {}?", lambda number: min(prime_factors(number), default=None)),
+    "largest factor": Fact("largest factor of {}?", lambda number: max(prime_factors(number), default=None)),
     "divisors": Fact("how many divisors has {}?", divisors),
-    "prime": Fact("is {} prime?", lambda number: "yes" if smallest_factor(number) == str(number) else "no"),
+    "prime": Fact("is {} prime?", lambda number: "yes" if prime_factors(number) == [number] else "no"),
+    "totient": Fact("totient of {}?", totient),
+    "square": Fact("modular square of {}?", lambda number: number**2 % MODULUS),
+    "cube": Fact("modular cube of {}?", lambda number: number**3 % MODULUS),
+    "inverse": Fact("modular inverse of {}?", modular_inverse),
+    "logarithm": Fact("modular logarithm of {}?", modular_logarithm),
+    "fibonacci": Fact("modular fibonacci of {}?", modular_fibonacci),
+    "collatz": Fact("collatz steps of {}?", collatz_steps),
+    "ones": Fact("binary ones of {}?", int.bit_count),
+    "numbered prime": Fact("which prime is number {}?", lambda number: primes(number)[-1] if number else None),
+    **{name: Fact(f"decimal of {name} at {{}}?", lambda n, digits=digits: digits[n]) for name, digits in DECIMALS.items()},
 }
 """By kind; the number is the two digits of a row (left to right) or a column (top to bottom)."""
+
+
+def answers(fact: Fact) -> tuple[str | None, ...]:
+    """The answer for every number from 0 to 99."""
+    found = (fact.answer(number) for number in range(100))
+    return tuple(None if answer is None else str(answer) for answer in found)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 EMPTY = 10
 """The class of an empty cell."""
-VISION_STEPS, VISION_BATCH, VISION_RATE = 600, 64, 2.0e-3
+VISION_STEPS, VISION_BATCH, VISION_RATE = 800, 64, 4.0e-3
 INITIALIZER = 0.08
 """Near 1 / sqrt(hidden size); the 0.02 of large models leaves a model this narrow without a signal."""
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def build_config() -> LlavaConfig:
     )
     vision = SiglipVisionConfig(
         hidden_size=64,
-        intermediate_size=128,
+        intermediate_size=256,
         num_hidden_layers=2,
         num_attention_heads=4,
         image_size=HEIGHT,
@@ -89,7 +89,7 @@ def train_vision(tower: nn.Module, digits: Digits, seed: int, steps: int = VISIO
     pool = digits.pools(seed)["train"]
     head = nn.Linear(tower.config.hidden_size, EMPTY + 1 + ROWS * COLUMNS)
     parameters = [*tower.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=VISION_RATE, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=VISION_RATE, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, VISION_RATE, total_steps=steps)
     tower.train()
     for _ in range(steps):

@@ -33,25 +33,34 @@ class Ramp(TrainerCallback):  # type: ignore[misc]
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """Reports progress each step and keeps the curve of logged losses with the mean balance (1.0 = uniform)."""
+    """Reports progress each step and adds the mean balance (1.0 = uniform) to the losses that Trainer logs."""
 
     def __init__(self, model: nn.Module, progress: Progress) -> None:
         self._blocks = blocks(model)
         self._progress = progress
-        self.curve: list[dict[str, float]] = []
+        self._history: list[dict[str, float]] = []
+
+    @property
+    def curve(self) -> list[dict[str, float]]:
+        """The logged losses, those from before a resumed run was interrupted included."""
+        keys = ("step", "loss", "balance")
+        logged = [entry for entry in self._history if "loss" in entry]
+        return [{key: float(entry[key]) for key in keys if key in entry} for entry in logged]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Announce the stretch."""
+        self._history = state.log_history
         self._progress.start("training", state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """One more step is done."""
-        self._progress.advance(state.global_step, **({"loss": self.curve[-1]["loss"]} if self.curve else {}))
+        last = self._history[-1] if self._history else {}
+        self._progress.advance(state.global_step, **({"loss": float(last["loss"])} if "loss" in last else {}))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Keep what Trainer logged."""
+        """Trainer has just entered `logs` into its history, which its checkpoints keep."""
         if logs and "loss" in logs:
-            self.curve.append({"step": float(state.global_step), "loss": float(logs["loss"])} | self._balance())
+            state.log_history[-1] |= self._balance()
 
     def routing(self) -> dict[str, dict[str, Any]]:
         """Per mixture layer: expert load, balance and routing entropy of the last batch."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from mote_quant.moe import blocks
 from mote_quant.recipe.schema import Train
 from mote_quant.steps.base import Context
 from mote_quant.steps.train.callbacks import Ramp, Watch
+from mote_quant.steps.train.precision import float32_weights
 from mote_quant.steps.train.selection import by_role, only_trainable, trainable_names
 
 _log = logging.getLogger(__name__)
@@ -40,7 +41,9 @@ def run(model: nn.Module, config: Train, context: Context) -> nn.Module:
         stack.enter_context(random_state.isolated())
         stack.enter_context(_deterministic())
         stack.enter_context(only_trainable(model, set(chosen)))
+        stack.enter_context(float32_weights(model, set(chosen) if config.precision == "bfloat16" else None))
         stack.enter_context(_router_losses(model, config))
+        stack.enter_context(_same_cache_setting(model))
         folder = context.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         watch = Watch(model, context.progress)
         ramp = Ramp(model, _ramp_steps(config))
@@ -103,6 +106,18 @@ def _router_losses(model: nn.Module, config: Train) -> Iterator[None]:
     finally:
         for name, block in blocks(model).items():
             block.balance_loss, block.z_loss = before[name]
+
+
+@contextmanager
+def _same_cache_setting(model: nn.Module) -> Iterator[None]:
+    """Trainer turns the KV cache off in the model's config and leaves it off: it would be saved so."""
+    config = cast(Any, model).config
+    before = getattr(config, "use_cache", None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            config.use_cache = before
 
 
 @contextmanager

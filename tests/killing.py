@@ -1,0 +1,164 @@
+"""Runs `apply` in forked children and kills them: `python -m tests.killing WORK SCENARIOS.json` prints one JSON object.
+
+This process imports everything and computes nothing, so a fork is safe and costs no imports. A scenario is a list of
+bombs: each arms one child; after them a child without a bomb finishes the run. Its weight file's sha256 is the answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import Trainer, TrainingArguments  # noqa: F401  (imported before any fork)
+
+from mote_quant import pipeline
+from mote_quant.hf.integrity import sha256
+from mote_quant.journal import Run
+from tests import pico
+from tests.sources import source_for
+
+RECIPE: dict[str, Any] = {
+    "name": "killed",
+    "bits": {
+        "routed": {"format": "ternary"},
+        "shared": {"format": "int4", "group_size": 16, "method": "gptq"},
+        "attention": "int8",
+    },
+    "pipeline": [
+        {"train": {"what": ["attention"], "data": "pico", "steps": 3, "batch_size": 2, "checkpoint_every": 2}},
+        {"upcycle": {"noise": 0.1, "combine": "zero_init"}},
+        {
+            "train": {
+                "what": ["routed", "router"],
+                "data": "pico",
+                "steps": 12,
+                "batch_size": 2,
+                "gradient_accumulation": 2,
+                "checkpoint_every": 2,
+                "ternary_ramp": 0.5,
+            }
+        },
+        {"quantize": {"calibration": {"data": "pico", "samples": 8}}},
+    ],
+}
+
+
+def die(*args: Any, **kwargs: Any) -> None:
+    """SIGKILL to ourselves: no handler, no finally, no flush."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Bomb:
+    """A `Progress` that kills at unit `at` of the `nth` stretch called `title`."""
+
+    def __init__(self, title: str = "", at: int = 0, nth: int = 1) -> None:
+        self._title, self._at, self._left = title, at, nth
+
+    def start(self, title: str, total: int) -> None:
+        self._left -= title == self._title
+        self._now = title
+
+    def advance(self, done: int, **figures: float) -> None:
+        if self._now == self._title and self._left == 0 and done == self._at:
+            die()
+
+
+def before_call(owner: Any, name: str, nth: int) -> None:
+    """Die just before the `nth` call of `owner.name`."""
+    original, calls = getattr(owner, name), [0]
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == nth:
+            die()
+        return original(*args, **kwargs)
+
+    setattr(owner, name, counted)
+
+
+def while_writing(name: str) -> None:
+    """Die when `DIR/run/<name>` is half written under its temporary name."""
+    original = Run.write
+
+    def half(self: Run, file: str, text: str) -> None:
+        if file == name:
+            (self.folder / f".{file}.part").write_text(text[: len(text) // 2])
+            die()
+        original(self, file, text)
+
+    Run.write = half  # type: ignore[method-assign]
+
+
+def arm(bomb: dict[str, Any]) -> Bomb:
+    """Install what `bomb` describes; returns the progress to run under."""
+    if "sleep" in bomb:
+        threading.Thread(target=lambda: (time.sleep(bomb["sleep"]), die()), daemon=True).start()
+    if "call" in bomb:
+        owner = {"os": os, "shutil": shutil, "Run": Run, "pipeline": pipeline}[bomb["owner"]]
+        before_call(owner, bomb["call"], bomb["nth"])
+    if "writing" in bomb:
+        while_writing(bomb["writing"])
+    return Bomb(**bomb["progress"]) if "progress" in bomb else Bomb()
+
+
+def run(folder: Path, bomb: dict[str, Any]) -> None:
+    """One child's life."""
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    random.seed()  # what the process draws by itself must not matter
+    torch.manual_seed(random.randrange(2**31))
+    model = pico.PICO["gpt2"](resid_pdrop=0.2)
+    pipeline.apply(RECIPE, model, data=source_for(model), output=folder, options=pipeline.Options(arm(bomb)))
+
+
+def child(folder: Path, bomb: dict[str, Any]) -> int:
+    """Fork, run, and return the status: 0, or minus the signal, or 1 with a traceback on stderr."""
+    process = os.fork()
+    if process == 0:
+        try:
+            run(folder, bomb)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def play(folder: Path, bombs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Kill, resume, ... finish; the statuses, the hash, and whether config.json is the same too."""
+    statuses = [child(folder, bomb) for bomb in bombs]
+    statuses.append(child(folder, {}))
+    if statuses[-1]:
+        return {"statuses": statuses}
+    left = [str(path.relative_to(folder)) for path in folder.rglob("*") if ".part" in path.name or path.name == ".saving"]
+    left += [path.name for path in (folder / "run").glob("steps/*")]
+    files = {name: sha256(folder / name) for name in ("model.safetensors", "config.json", "run/plan.json")}
+    report = json.loads((folder / "run" / "report.json").read_text())
+    curve = [[step["step"], step["tokens"], [point["step"] for point in step["curve"]]] for step in report["steps"] if "curve" in step]
+    return {"statuses": statuses, "files": files, "left": left, "curve": curve}
+
+
+def main() -> None:
+    """See the module's docstring."""
+    work, scenarios = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
+    answers = {}
+    for name, bombs in scenarios.items():
+        started = time.monotonic()
+        answers[name] = play(work / name.replace(" ", "-"), bombs)
+        answers[name]["seconds"] = round(time.monotonic() - started, 2)
+    print("ANSWERS" + json.dumps(answers))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
