@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from mote_quant.data import open_source
-from mote_quant.data.source import Source
-from mote_quant.errors import RunError
+from mote_quant.data.source import Source, within
+from mote_quant.errors import DataError, RunError
 from mote_quant.hf.integrity import describe, verify_file
 from mote_quant.hf.loading import check_finite
 from mote_quant.hf.saving import save_model, stored_bytes
@@ -59,7 +59,7 @@ def apply(
     options = options or Options()
     check_finite(model)
     plan = plan_on(loaded, skeleton_for(model))
-    opener = _opener(loaded, processor, data)
+    opener = _opener(loaded, processor, data, context_length(model))
     fingerprint = fingerprint_of(loaded, model, opener)
     if output is None:
         _run_steps(model, plan, opener, options, None, provenance(loaded, fingerprint))
@@ -73,19 +73,28 @@ def apply(
     return _run_in_folder(model, plan, opener, options, run, provenance(loaded, fingerprint), processor)
 
 
-def _opener(recipe: Recipe, processor: Any, data: str | Source | None) -> Opener:
-    """Opens a data source once, under the recipe's seed."""
+def _opener(recipe: Recipe, processor: Any, data: str | Source | None, context: int | None) -> Opener:
+    """Opens a data source once, under the recipe's seed; its batches are checked against the model's context."""
     opened: dict[tuple[str, int | None], Source] = {}
 
     def open_data(name: str, max_length: int | None) -> Source:
         if isinstance(data, Source):
-            return data
+            return within(data, context)
+        if max_length is not None and context is not None and max_length > context:
+            raise DataError(f"max_length: {max_length} is more than the {context} tokens this model can take")
         key = (data or name, max_length)
         if key not in opened:
-            opened[key] = open_source(key[0], processor=processor, max_length=max_length, seed=recipe.seed)
+            source = open_source(key[0], processor=processor, max_length=max_length, seed=recipe.seed)
+            opened[key] = within(source, context)
         return opened[key]
 
     return open_data
+
+
+def context_length(model: nn.Module) -> int | None:
+    """The most tokens the model's positions allow, where its config says."""
+    text = cast(Any, model).config.get_text_config()
+    return getattr(text, "max_position_embeddings", None)
 
 
 def fingerprint_of(recipe: Recipe, model: nn.Module, open_data: Opener) -> dict[str, Any]:

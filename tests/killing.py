@@ -141,12 +141,26 @@ def play(folder: Path, bombs: list[dict[str, Any]]) -> dict[str, Any]:
     statuses.append(child(folder, {}))
     if statuses[-1]:
         return {"statuses": statuses}
-    left = [str(path.relative_to(folder)) for path in folder.rglob("*") if ".part" in path.name or path.name == ".saving"]
+    left = [
+        str(path.relative_to(folder)) for path in folder.rglob("*") if ".part" in path.name or path.name == ".saving"
+    ]
     left += [path.name for path in (folder / "run").glob("steps/*")]
-    files = {name: sha256(folder / name) for name in ("model.safetensors", "config.json", "run/plan.json")}
+    files = {name: sha256(folder / name) for name in ("model.safetensors", "run/plan.json")}
+    files["config.json"] = settled(folder)
     report = json.loads((folder / "run" / "report.json").read_text())
-    curve = [[step["step"], step["tokens"], [point["step"] for point in step["curve"]]] for step in report["steps"] if "curve" in step]
+    curve = [
+        [step["step"], step["tokens"], [point["step"] for point in step["curve"]]]
+        for step in report["steps"]
+        if "curve" in step
+    ]
     return {"statuses": statuses, "files": files, "left": left, "curve": curve}
+
+
+def settled(folder: Path) -> str:
+    """`config.json` without the commit of this checkout, which may be another by the time a test compares."""
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["provenance"].pop("commit")
+    return json.dumps(config, sort_keys=True)
 
 
 def main() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
+
+from mote_quant.errors import DataError
 
 Sample = dict[str, Any]
 Collate = Callable[[Sequence[Sample]], dict[str, Tensor]]
@@ -32,6 +34,23 @@ class Source:
     test: Sequence[Sample]
     collate: Collate
     kind: str
+
+
+def within(source: Source, context: int | None) -> Source:
+    """`source` with batches that are refused (DataError) when they are longer than `context` tokens."""
+    if context is None:
+        return source
+
+    def collate(samples: Sequence[Sample]) -> dict[str, Tensor]:
+        batch = source.collate(samples)
+        length = batch["input_ids"].shape[1]
+        if length > context:
+            raise DataError(
+                f"{source.name}: a sample has {length} tokens, this model takes {context}; set max_length, or shorten it"
+            )
+        return batch
+
+    return replace(source, collate=collate)
 
 
 def fingerprint_of(*parts: Any) -> str:

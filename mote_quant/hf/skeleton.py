@@ -15,12 +15,20 @@ from mote_quant.hf.structure import Structure, rebuild, structure_of
 
 def shadow(model: nn.Module) -> nn.Module:
     """A meta-device model of the same structure, types and ties as `model`."""
-    config = copy.deepcopy(cast(Any, model).config)
+    config = copy.deepcopy(_language_config(model))
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     skeleton = _on_meta(type(model), config, cast(Any, model).dtype)
     rebuild(skeleton, structure_of(model, latent=True))
     return skeleton
+
+
+def _language_config(model: nn.Module) -> Any:
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else None
+    if not hasattr(text, "vocab_size"):
+        raise ModelError(f"{type(model).__name__} is no language model or vision-language model of transformers")
+    return config
 
 
 def skeleton_of(config: Any) -> nn.Module:
@@ -36,9 +44,10 @@ def skeleton_of(config: Any) -> nn.Module:
 
 
 def _on_meta(kind: Any, config: Any, dtype: torch.dtype) -> nn.Module:
+    # As from_pretrained does it: buffers that ask for float32 (rotary tables) stay float32 in a shorter model.
     with torch.device("meta"):
-        model: nn.Module = kind(config)
-    return model.to(dtype).eval()
+        model: nn.Module = kind._from_config(config, dtype=dtype)
+    return model.eval()
 
 
 def _dtype(config: Any) -> torch.dtype:

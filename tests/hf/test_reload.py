@@ -50,8 +50,18 @@ def same(model, loaded) -> None:
         assert torch.equal(mine[name][0], theirs[name][0]), name
         assert torch.equal(mine[name][1], theirs[name][1]), name
         assert mine[name][1].dtype == theirs[name][1].dtype
+    close = {"rtol": 1e-4, "atol": 1e-4} if loaded.dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
+    torch.testing.assert_close(logits(loaded), logits(model), **close)
+    # Tensors read from a file lie at other alignments, for which the BLAS rounds otherwise; in fresh memory not a bit differs.
+    realigned(loaded)
     assert torch.equal(logits(model), logits(loaded))
     assert torch.equal(logits(model, batch=1, length=1), logits(loaded, batch=1, length=1))
+
+
+def realigned(model) -> None:
+    """Every tensor moved to memory that the allocator gave."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data = tensor.data.clone()
 
 
 CASES = {
@@ -73,7 +83,9 @@ def test_latent_packed_and_reloaded_are_one_model(case, dtype, tmp_path):
     spec, settings = CASES[case]
     settings = dict(settings)
     sizes = {key: settings.pop(key) for key in ("hidden", "ffn") if key in settings}
-    model = pico.PICO["qwen2"](**sizes).to(dtype)
+    model = pico.PICO["qwen2"](**sizes)
+    for parameter in model.parameters():  # not model.to: that would shorten the rotary tables, which no reload does
+        parameter.data = parameter.data.to(dtype)
     context = upcycled(model, {"routed": {"format": "ternary"} | spec}, **settings)
     if case == "zero_init":
         with torch.no_grad():
@@ -264,7 +276,9 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
-    with pytest.raises(SaveError, match="could not be written: .*No space left on device.*was there before is untouched"):
+    with pytest.raises(
+        SaveError, match="could not be written: .*No space left on device.*was there before is untouched"
+    ):
         model.save_pretrained(tmp_path, latent=True)
     assert {path.name: sha256(path) for path in tmp_path.iterdir()} == before
 

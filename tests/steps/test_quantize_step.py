@@ -113,7 +113,9 @@ def starved_model():
     context = upcycled(model, {"routed": GPTQ})
     for block in blocks(model).values():
         with torch.no_grad():
-            block.gate.weight.copy_(block.gate.weight[0].clone())  # all logits equal: the tie goes to one expert, always
+            block.gate.weight.copy_(
+                block.gate.weight[0].clone()
+            )  # all logits equal: the tie goes to one expert, always
     return model, context
 
 

@@ -124,8 +124,13 @@ def _same_cache_setting(model: nn.Module) -> Iterator[None]:
 def _deterministic() -> Iterator[None]:
     """The same bits for the same seed where torch can promise them; operations that cannot are only warned about."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic: Any = torch.utils.deterministic
+    fill = deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # A guard against reading memory nobody wrote; it would cost a pass over every new tensor.
+    deterministic.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        deterministic.fill_uninitialized_memory = fill

@@ -1,0 +1,146 @@
+"""Local files as training data."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mote_quant.data import open_source
+from mote_quant.data.local import split
+from mote_quant.data.source import IGNORED, within
+from mote_quant.data.stdlib_text.processor import build_processor
+from mote_quant.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_processor()
+
+
+def rows(path, *values):
+    path.write_text("\n".join(json.dumps(value) for value in values))
+    return str(path)
+
+
+def test_text_is_cut_into_blocks_that_tile_it(tmp_path, tokenizer):
+    path = tmp_path / "a.txt"
+    words = [f"word{i} " for i in range(400)]
+    path.write_text("".join(words))
+    source = open_source(str(path), processor=tokenizer, max_length=16)
+    samples = [*source.train, *source.validation, *source.test]
+    ids = [token for sample in samples for token in sample["input_ids"].tolist()]
+    whole = tokenizer("".join(words).strip())["input_ids"]
+    assert all(len(sample["input_ids"]) == 16 for sample in samples)
+    assert ids == [*whole, tokenizer.eos_token_id][: len(ids)]
+    assert len(whole) - len(ids) < 16
+
+
+def test_bytes_are_those_of_the_predicted_tokens(tmp_path, tokenizer):
+    path = tmp_path / "a.txt"
+    path.write_text("a naïve café — déjà vu " * 50)
+    sample = open_source(str(path), processor=tokenizer, max_length=32).train[0]
+    predicted = tokenizer.decode(sample["input_ids"][1:])
+    assert abs(sample["bytes"] - len(predicted.encode())) <= 4  # a token may hold half of a character
+
+
+def test_documents_end_with_the_end_token(tmp_path, tokenizer):
+    path = tmp_path / "a.txt"
+    path.write_text("<|endoftext|>".join(["first story " * 10, "second story " * 10]))
+    source = open_source(str(path), processor=tokenizer, max_length=8)
+    ids = [token for sample in source.train for token in sample["input_ids"].tolist()]
+    assert tokenizer.eos_token_id in ids
+
+
+def test_prompts_are_not_learned_and_rows_are_padded(tmp_path, tokenizer):
+    name = rows(
+        tmp_path / "a.jsonl",
+        {"prompt": "two plus two is", "completion": " four"},
+        {"prompt": "the capital of France, as everybody knows, is", "completion": " Paris"},
+    )
+    source = open_source(name, processor=tokenizer, max_length=64)
+    batch = source.collate(source.train)
+    for row, sample in zip(range(2), source.train, strict=True):
+        learned = batch["labels"][row][batch["labels"][row] != IGNORED]
+        text = {0: " four", 1: " Paris"}[row]
+        assert learned.tolist() == [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+        assert int(batch["attention_mask"][row].sum()) == len(sample["input_ids"])
+
+
+def test_parquet_and_jsonl_read_alike(tmp_path, tokenizer):
+    from datasets import Dataset
+
+    values = [{"text": f"row {i} says something rather short"} for i in range(40)]
+    Dataset.from_list(values).to_parquet(tmp_path / "a.parquet")
+    first = open_source(str(tmp_path / "a.parquet"), processor=tokenizer, max_length=16)
+    second = open_source(rows(tmp_path / "a.jsonl", *values), processor=tokenizer, max_length=16)
+    assert [s["input_ids"].tolist() for s in first.train] == [s["input_ids"].tolist() for s in second.train]
+
+
+def test_splits_are_disjoint_and_keep_order():
+    samples = [{"n": n} for n in range(100)]
+    parts = split(samples)
+    assert [s["n"] for name in ("train", "validation", "test") for s in parts[name]] == list(range(100))
+    assert [len(parts[name]) for name in ("train", "validation", "test")] == [90, 5, 5]
+
+
+def test_the_fingerprint_follows_content_and_options(tmp_path, tokenizer):
+    path = tmp_path / "a.txt"
+    path.write_text("some text " * 100)
+    first = open_source(str(path), processor=tokenizer, max_length=8).fingerprint
+    assert open_source(str(path), processor=tokenizer, max_length=8).fingerprint == first
+    assert open_source(str(path), processor=tokenizer, max_length=9).fingerprint != first
+    path.write_text("some text " * 99 + "other tex ")
+    assert open_source(str(path), processor=tokenizer, max_length=8).fingerprint != first
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.txt", b"", "is empty"),
+        ("a.txt", b"short", "fewer than 16 tokens"),
+        ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ', "cannot be read"),
+        ("a.jsonl", b'{"body": "a"}', "columns body"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": null}', "row 2: text is None"),
+        ("a.jsonl", b'{"prompt": "a", "completion": 3}', "row 1: completion is 3"),
+        ("a.jsonl", b'{"prompt": "' + b"long " * 40 + b'", "completion": "b"}', "row 1: "),
+        ("a.parquet", b"not parquet", "cannot be read"),
+    ],
+)
+def test_a_bad_file_is_one_clear_error_with_its_name(tmp_path, tokenizer, name, content, says):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        open_source(str(path), processor=tokenizer, max_length=16)
+    assert str(path) in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_a_folder(tmp_path, tokenizer):
+    with pytest.raises(DataError, match="does not exist"):
+        open_source(str(tmp_path / "b.txt"), processor=tokenizer)
+    with pytest.raises(DataError, match="is a folder"):
+        open_source(str(tmp_path), processor=tokenizer)
+
+
+def test_text_without_a_tokenizer(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+    with pytest.raises(DataError, match="tokenizer"):
+        open_source(str(path))
+
+
+def test_an_unknown_name_offline_says_what_to_do(tokenizer, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    with pytest.raises(DataError, match="offline, give a local"):
+        open_source("nobody/nothing", processor=tokenizer)
+
+
+def test_a_batch_longer_than_the_context_is_refused(tmp_path, tokenizer):
+    path = tmp_path / "a.txt"
+    path.write_text("some text " * 100)
+    source = within(open_source(str(path), processor=tokenizer, max_length=16), 15)
+    with pytest.raises(DataError, match="16 tokens, this model takes 15"):
+        source.collate(source.train[:1])

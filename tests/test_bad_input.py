@@ -1,0 +1,206 @@
+"""Requests that cannot be met: one clear error each, before anything is changed or written."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from transformers import MambaConfig, MambaForCausalLM, ViTConfig, ViTForImageClassification
+
+from mote_quant.errors import (
+    AlreadyMoEError,
+    ArtifactError,
+    BadWeightsError,
+    DataError,
+    FormatError,
+    ModelError,
+    MoteError,
+    RecipeError,
+    RequestError,
+    SaveError,
+    TargetError,
+    UnsupportedModelError,
+)
+from mote_quant.hf.loading import load_model
+from mote_quant.inspection import inspect
+from mote_quant.pipeline import apply, weights_hash
+from mote_quant.planning import plan
+from tests import pico
+from tests.mixtures import INT4_SHARED, TERNARY, TRAIN
+from tests.sources import source_for
+
+
+def recipe(bits: dict | None = None, train: dict | None = None, **upcycle) -> dict:
+    steps = [{"upcycle": upcycle}, *([{"train": TRAIN | train}] if train is not None else [])]
+    return {"name": "bad", "bits": bits or {}, "pipeline": [*steps, *([{"quantize": {}}] if bits else [])]}
+
+
+def refused(kind: type[MoteError], match: str, made: dict, model, tmp_path, data=None) -> None:
+    """`apply` raises, the model is as it was, and no model lies in the folder."""
+    before = weights_hash(model)
+    with pytest.raises(kind, match=match):
+        apply(made, model, data=data or source_for(pico.PICO["llama"]()), output=tmp_path / "out")
+    assert weights_hash(model) == before
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_model_without_a_recognisable_feed_forward(tmp_path):
+    config = MambaConfig(vocab_size=96, hidden_size=16, num_hidden_layers=2, state_size=4, time_step_rank=2)
+    model = MambaForCausalLM(config).eval()
+    refused(UnsupportedModelError, "feed-forward", recipe(TERNARY), model, tmp_path)
+
+
+def test_what_is_no_language_model(tmp_path):
+    sizes = {
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 24,
+        "image_size": 16,
+        "patch_size": 8,
+    }
+    vision = ViTForImageClassification(ViTConfig(hidden_size=16, **sizes))
+    refused(ModelError, "ViTForImageClassification is no language model", recipe(TERNARY), vision, tmp_path)
+    refused(ModelError, "Linear is no language model", recipe(TERNARY), nn.Linear(4, 4), tmp_path)
+
+
+def test_a_model_that_is_a_mixture_already(tmp_path):
+    refused(AlreadyMoEError, "expert", recipe(TERNARY), pico.qwen2_moe(), tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(tmp_path, value):
+    model = pico.PICO["llama"]()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] = value
+    refused(
+        BadWeightsError,
+        r"model\.layers\.1\.mlp\.up_proj\.weight holds NaN or infinite",
+        recipe(TERNARY),
+        model,
+        tmp_path,
+    )
+
+
+def test_no_data(tmp_path):
+    model = pico.PICO["llama"]()
+    empty = dataclasses.replace(source_for(model), train=[])
+    with pytest.raises(DataError, match="no training samples"):
+        apply(recipe(TERNARY, train={}), model, data=empty, output=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "match", "made"),
+    [
+        (TargetError, "atention.*attention", recipe(TERNARY | {"atention": "int8"})),
+        (TargetError, "vision", recipe(TERNARY | {"vision": "int8"})),
+        (TargetError, "layers.9", recipe(TERNARY | {"model.layers.9.*": "int8"})),
+        (TargetError, "routd", recipe(TERNARY, train={"what": ["routd"]})),
+        (FormatError, "router.*int8.*float32", recipe({"router": "int8"})),
+        (FormatError, "router.*bfloat16.*float32", recipe({"router": "bfloat16"})),
+        (FormatError, "norm.*int4", recipe(TERNARY | {"norm": "int4"})),
+        (FormatError, "embed_tokens.*int8", recipe({"embedding": "int8"})),
+        (FormatError, "shared.*ternary", recipe({"shared": {"format": "ternary"}})),
+        (FormatError, "group_size 64.*32 input", recipe({"shared": {"format": "int4", "group_size": 64}})),
+        (FormatError, "norm.*cannot be bfloat16 while", recipe({"norm": "bfloat16"})),
+        (RecipeError, "shared: none", recipe(TERNARY | INT4_SHARED, shared="none", top_k=2)),
+        (RecipeError, "shared: none", recipe(TERNARY, train={"what": ["shared"]}, shared="none", top_k=2)),
+        (RecipeError, "top_k", recipe(TERNARY, experts=2, top_k=3)),
+        (RecipeError, "gptq looks at samples", recipe({"shared": {"format": "int4", "method": "gptq"}})),
+        (RequestError, r"layers: \[5\] have no feed-forward", recipe(TERNARY, layers=[5])),
+        (FormatError, "must share one ternary format.*int4", recipe({"*.down_proj": "int4", "routed": {"format": "ternary"}})),
+        (FormatError, "must share one ternary format.*none", recipe({"*experts.0*": {"format": "ternary"}})),
+    ],
+)  # fmt: skip
+def test_requests_that_cannot_be_met(tmp_path, kind, match, made):
+    refused(kind, match, made, pico.PICO["llama"](), tmp_path)
+
+
+def test_a_tied_head_cannot_be_packed(tmp_path):
+    refused(FormatError, "tied", recipe(TERNARY | {"head": "int8"}), pico.PICO["qwen2"](), tmp_path)
+
+
+def test_a_conv1d_cannot_be_cast_alone(tmp_path):
+    refused(
+        FormatError, "only linear layers cast on use", recipe({"shared": "bfloat16"}), pico.PICO["gpt2"](), tmp_path
+    )
+
+
+def test_two_ternary_formats_in_one_layer(tmp_path):
+    made = recipe({"*.experts.*.up_proj": {"format": "ternary", "packing": "base3"}, "routed": {"format": "ternary"}})
+    refused(FormatError, "must share one ternary format", made, pico.PICO["llama"](), tmp_path)
+
+
+def test_ternary_in_one_layer_and_integers_in_the_other_is_fine(tmp_path):
+    model = pico.PICO["llama"]()
+    made = recipe({"*.layers.0.*experts*": {"format": "ternary"}, "*.layers.1.*experts*": "int4"})
+    apply(made, model, output=tmp_path)
+    assert inspect(tmp_path)["stored_bytes"] == plan(made, pico.PICO["llama"]()).result.stored_bytes
+
+
+def test_an_output_folder_that_is_a_file(tmp_path):
+    (tmp_path / "out").write_text("")
+    refused(SaveError, "out cannot be used", recipe(TERNARY), pico.PICO["llama"](), tmp_path)
+
+
+def test_a_read_only_folder(tmp_path, monkeypatch):
+    def read_only(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", read_only)
+    model = pico.PICO["llama"]()
+    with pytest.raises(SaveError, match="Permission denied"):
+        apply(recipe(TERNARY), model, data=source_for(model), output=tmp_path / "out")
+
+
+def test_a_disk_that_fills_up_at_the_end_can_be_freed_and_the_run_resumed(tmp_path, monkeypatch):
+    made, model = recipe(TERNARY, train={}), pico.PICO["llama"]()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.modeling_utils.safe_save_file", full)
+        with pytest.raises(SaveError, match="No space left"):
+            apply(made, model, data=source_for(model), output=tmp_path / "out")
+    assert not (tmp_path / "out" / "config.json").exists()
+    model = pico.PICO["llama"]()
+    apply(made, model, data=source_for(model), output=tmp_path / "out")
+    inspect(tmp_path / "out")
+
+
+def test_models_that_cannot_be_loaded(tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("We couldn't connect to the hub")
+
+    with pytest.raises(ModelError, match="no config.json"):
+        load_model(str(tmp_path))
+    with monkeypatch.context() as patch, pytest.raises(ModelError, match="couldn't connect.*hub id while online"):
+        patch.setattr("transformers.AutoConfig.from_pretrained", offline)
+        load_model("nobody/nothing-of-that-name")
+    pico.PICO["llama"]().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ArtifactError, match="could not be loaded"):
+        load_model(str(tmp_path))
+    weights.unlink()
+    with pytest.raises(ArtifactError, match="holds no weight files"):
+        inspect(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json cannot be read"):
+        inspect(tmp_path)
+
+
+def test_a_model_quantized_by_somebody_else():
+    config = pico.PICO["llama"]().config
+    config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    with pytest.raises(ModelError, match="already quantized with gptq"):
+        plan(recipe(TERNARY), config)
+
+
+def test_no_model_at_all():
+    with pytest.raises(RequestError, match="name a model"):
+        plan(recipe(TERNARY))
+    with pytest.raises(MoteError):
+        plan(recipe(TERNARY), "no-such-facts")
