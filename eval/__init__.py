@@ -1,0 +1,1 @@
+"""Measurements: benchmarks, experiments on real checkpoints, and their results."""

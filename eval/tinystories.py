@@ -1,4 +1,4 @@
-"""A real checkpoint, up-cycled: perplexity before, at step 0, after training and after quantization, beside full-precision MoEs.
+"""A real checkpoint, up-cycled: loss before, at step 0, after training, after quantization; beside full-precision MoEs.
 
     python -m eval.tinystories --data DIR [--seeds 0 1 2] [--output eval/results/tinystories.json]
 
@@ -51,7 +51,7 @@ class Contender:
 
 MOTE = {"experts": 4, "top_k": 1}
 CONTENDERS = [
-    Contender("mote-4x1-int4-shared", MOTE, ["routed", "router"], (4e-3, 1e-2, 2e-2),
+    Contender("mote-4x1-int4-shared", MOTE, ["routed", "router"], (1e-2, 2e-2, 4e-2),
               {"routed": "ternary", "shared": INT4}, {"routed": "ternary"}),
     Contender("mote-4x1-int4-shared-trained", MOTE, ["routed", "router", "shared"], (2e-3, 4e-3, 8e-3),
               {"routed": "ternary", "shared": INT4}, {"routed": "ternary"}),

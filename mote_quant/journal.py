@@ -80,7 +80,7 @@ class Run:
         return self.folder / "steps" / f"{index + 1}-{name}"
 
     def save_state(self, index: int, name: str, model: nn.Module, notes: list[dict[str, Any]]) -> None:
-        """Keep the model as it is after step `index`, whole or not at all; its training checkpoints are then dropped."""
+        """Keep the model as it is after step `index`, whole or not at all; its checkpoints are then dropped."""
         folder = self.step_folder(index, name)
         aside = folder / f".{_STATE}.part"
         try:

@@ -29,7 +29,7 @@ from mote_quant.ternary.linear import TernaryLinear
 
 @dataclass(frozen=True)
 class Plan:
-    """What `apply` will carry out. `dense` and `result` weigh the model before and after; `trained` has a row a step."""
+    """What `apply` will carry out. `dense` and `result` weigh the model before and after; `trained`: a row a step."""
 
     recipe: Recipe
     layouts: tuple[MoteLayout, ...]
@@ -91,6 +91,8 @@ def plan_on(recipe: Recipe, skeleton: nn.Module) -> Plan:
     formats = assign_bits(recipe.bits, skeleton)
     rows = coverage(recipe.bits, skeleton)
     layouts = tuple(replace(layout, ternary=_ternary_of(layout, skeleton, formats)) for layout in layouts)
+    for layout in layouts:
+        _make_latent(skeleton, layout)
     _carry_out(skeleton, formats)
     if recipe.pipeline[-1].name == "quantize":
         _pack_latents(skeleton)
@@ -114,11 +116,22 @@ def _ternary_of(layout: MoteLayout, skeleton: nn.Module, formats: dict[str, Bits
     return ternary[0] if ternary else None
 
 
+def _make_latent(skeleton: nn.Module, layout: MoteLayout) -> None:
+    """Give a layer's experts the ternary layers up-cycling will give them."""
+    if layout.ternary is None:
+        return
+    for name, module in list(blocks(skeleton)[layout.path].experts.named_modules()):
+        if isinstance(module, nn.Linear):
+            columns, rows, bias = module.in_features, module.out_features, module.bias is not None
+            latent = TernaryLinear(columns, rows, layout.ternary, bias, torch.float32, "meta")
+            replace_module(skeleton, f"{layout.path}.experts.{name}", latent)
+
+
 def _carry_out(skeleton: nn.Module, formats: dict[str, Bits]) -> None:
     with torch.no_grad():
         cast_parameters(skeleton, {name: spec for name, spec in formats.items() if isinstance(spec, FloatBits)})
     for name, spec in formats.items():
-        if isinstance(spec, IntegerBits | TernaryBits):
+        if isinstance(spec, IntegerBits):
             replace_module(skeleton, name, empty_packed(skeleton.get_submodule(name), spec))
 
 

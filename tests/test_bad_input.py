@@ -109,7 +109,7 @@ def test_no_data(tmp_path):
         (RecipeError, "top_k", recipe(TERNARY, experts=2, top_k=3)),
         (RecipeError, "gptq looks at samples", recipe({"shared": {"format": "int4", "method": "gptq"}})),
         (RequestError, r"layers: \[5\] have no feed-forward", recipe(TERNARY, layers=[5])),
-        (FormatError, "must share one ternary format.*int4", recipe({"*.down_proj": "int4", "routed": {"format": "ternary"}})),
+        (FormatError, "must share one ternary format.*int4", recipe({"*.down_proj": "int4"} | TERNARY)),
         (FormatError, "must share one ternary format.*none", recipe({"*experts.0*": {"format": "ternary"}})),
     ],
 )  # fmt: skip
@@ -174,11 +174,12 @@ def test_models_that_cannot_be_loaded(tmp_path, monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("We couldn't connect to the hub")
 
-    with pytest.raises(ModelError, match="no config.json"):
+    with pytest.raises(ModelError, match=r"no config\.json"):
         load_model(str(tmp_path))
-    with monkeypatch.context() as patch, pytest.raises(ModelError, match="couldn't connect.*hub id while online"):
+    with monkeypatch.context() as patch:
         patch.setattr("transformers.AutoConfig.from_pretrained", offline)
-        load_model("nobody/nothing-of-that-name")
+        with pytest.raises(ModelError, match=r"couldn't connect.*hub id while online"):
+            load_model("nobody/nothing-of-that-name")
     pico.PICO["llama"]().save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])

@@ -35,8 +35,7 @@ KILLS = {
     "up-cycling": [{"progress": {"title": "up-cycling", "at": 1}}],
     "before a state is kept": [{"owner": "Run", "call": "save_state", "nth": 1}],
     "as the run dies again and again": [
-        {"progress": {"title": "training", "at": at, "nth": 1 if index else 2}}
-        for index, at in enumerate((3, 6, 9, 11))
+        {"progress": {"title": "training", "at": at, "nth": 1 if index else 2}} for index, at in enumerate((3, 9))
     ],
     "before the model is saved": [{"owner": "pipeline", "call": "save_model", "nth": 1}],
     "half a report": [{"writing": "report.json"}],
@@ -46,7 +45,7 @@ KILLS = {
 # Every file of a run gets its name by os.replace, every folder is dropped by rmtree: die before each of them in turn.
 RENAMES = {f"rename {nth}": [{"owner": "os", "call": "replace", "nth": nth}] for nth in range(1, 27)}
 REMOVALS = {f"removal {nth}": [{"owner": "shutil", "call": "rmtree", "nth": nth}] for nth in range(1, 25)}
-FEW = {name: bombs for name, bombs in (RENAMES | REMOVALS).items() if int(name.split()[1]) in (6, 13, 18)}
+FEW = {name: bombs for name, bombs in (RENAMES | REMOVALS).items() if int(name.split()[1]) in (6, 18)}
 SOON = {f"random {n}": [{"sleep": random.Random(n).uniform(0.05, 1.5)}] for n in range(2)}
 LATER = {f"random {n}": [{"sleep": random.Random(n).uniform(0.01, 1.8)}] for n in range(4, 44)}
 
@@ -305,7 +304,7 @@ def test_a_checkpoint_that_cannot_be_written_is_a_save_error(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("mote_quant.hf.checkpoint.save_file", full)
-    with pytest.raises(SaveError, match="checkpoint-1.*No space left"):
+    with pytest.raises(SaveError, match=r"checkpoint-1.*No space left"):
         go(tmp_path)
     assert not list(tmp_path.rglob(".checkpoint*"))
 

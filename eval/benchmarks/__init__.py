@@ -1,0 +1,1 @@
+"""Speed, with peers beside us in the same process."""

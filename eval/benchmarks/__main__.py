@@ -1,7 +1,7 @@
-"""Time packed linear layers beside torch in one process: `make bench` writes eval/results/bench.json and prints the table.
+"""Time packed linear layers beside torch in one process: `make bench` writes eval/results/bench.json, prints a table.
 
-Ours and the peer are called in turn, round by round, on one thread; figures are medians, ratios are peer / ours (above
-1 we are faster). Today ours is the plain-torch reference, which unpacks the weight on every call.
+Ours and the peer are called in turn, round by round, on one thread; figures are medians, ratios are peer / ours
+(above 1 we are faster). Today ours is the plain-torch reference, which unpacks the weight on every call.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def int4(weight: Tensor) -> PackedLinear:
     return PackedLinear.pack(INT4, codes.codes, codes.scale, codes.zero, None, torch.bfloat16)
 
 
-LAYERS: dict[str, Callable[[Tensor], PackedLinear]] = {"2bit": ternary("2bit"), "1.6bit": ternary("base3"), "int4": int4}
+Packer = Callable[[Tensor], PackedLinear]
+LAYERS: dict[str, Packer] = {"2bit": ternary("2bit"), "1.6bit": ternary("base3"), "int4": int4}
 
 
 def compare(ours: Callable[[], Any], peer: Callable[[], Any]) -> tuple[list[float], list[float]]:

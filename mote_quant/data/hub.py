@@ -20,8 +20,8 @@ def open_dataset(name: str, processor: Any = None, max_length: int | None = None
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise DataError(
-            f"{name!r} is no embedded source (digits-vqa, stdlib-text) and no local file, and `datasets` could not load "
-            f"it: {reason}. Check the name; offline, give a local .txt, .jsonl or .parquet file"
+            f"{name!r} is no embedded source (digits-vqa, stdlib-text) and no local file, and `datasets` could not "
+            f"load it: {reason}. Check the name; offline, give a local .txt, .jsonl or .parquet file"
         ) from error
     length = text.block_length(tokenizer, max_length)
     return from_rows(name, rows, tokenizer, length, fingerprint_of(rows._fingerprint, length, tokenizer.get_vocab()))

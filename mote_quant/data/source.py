@@ -46,7 +46,8 @@ def within(source: Source, context: int | None) -> Source:
         length = batch["input_ids"].shape[1]
         if length > context:
             raise DataError(
-                f"{source.name}: a sample has {length} tokens, this model takes {context}; set max_length, or shorten it"
+                f"{source.name}: a sample has {length} tokens, this model takes {context}; "
+                "set max_length, or shorten it"
             )
         return batch
 

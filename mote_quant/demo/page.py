@@ -45,8 +45,9 @@ def render_page(points: Sequence[Point], picture: Path) -> str:
     body = (
         "<h1>Mixture of Ternary Experts on digits-vqa</h1>"
         "<p>Every model was saved, reloaded in a fresh process, and asked about images it had never seen. "
-        f"Seed {points[0]['seed']}. Byte counts are of the feed-forward experts: <b>paper</b> leaves scales out and counts "
-        "a ternary weight at 2 bits; <b>stored</b> is what lies on disk; <b>resident</b> is what is held at run time.</p>"
+        f"Seed {points[0]['seed']}. Byte counts are of the feed-forward experts: <b>paper</b> leaves scales out and "
+        "counts a ternary weight at 2 bits; <b>stored</b> is what lies on disk; <b>resident</b> is what is held at run "
+        "time.</p>"
         f"<table><tr>{head}</tr>{lines}</table>"
         f'<h2>Memory against accuracy</h2><img alt="Pareto front" src="data:image/png;base64,{image}">'
     )

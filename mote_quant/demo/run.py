@@ -8,13 +8,15 @@ import json
 import logging
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from mote_quant.data import open_source
 from mote_quant.data.digits_vqa.model import build_dense
+from mote_quant.data.digits_vqa.processor import build_processor
+from mote_quant.data.source import Source
 from mote_quant.demo.contenders import DENSE, contenders, training_recipes
 from mote_quant.demo.page import render_page
 from mote_quant.errors import RunError
@@ -31,13 +33,14 @@ def run(output: Path, seed: int = 0, progress: Progress | None = None) -> dict[s
     """Run the demo into `output` (resumable); returns and writes `report.json` with one point a contender."""
     progress = progress or Silent()
     options = Options(progress=progress)
-    processor = _processor(seed)
-    bases, seconds = _train(output, seed, processor, options)
+    processor = build_processor()
+    source = open_source("digits-vqa", processor=processor, seed=seed)
+    bases, seconds = _train(output, seed, processor, source, options)
     lines = contenders(seed)
     progress.start("quantizing and saving", len(lines))
     for done, contender in enumerate(lines, start=1):
         model = copy.deepcopy(bases[contender.base])
-        apply(contender.tail, model, processor=processor, output=output / contender.name)
+        apply(contender.tail, model, processor=processor, data=source, output=output / contender.name)
         progress.advance(done)
     figures = _measure_in_fresh_process([output / contender.name for contender in lines], seed)
     points = [
@@ -47,13 +50,9 @@ def run(output: Path, seed: int = 0, progress: Progress | None = None) -> dict[s
     return _report(output, points)
 
 
-def _processor(seed: int) -> Any:
-    from mote_quant.data.digits_vqa.processor import build_processor
-
-    return build_processor()
-
-
-def _train(output: Path, seed: int, processor: Any, options: Options) -> tuple[dict[str, nn.Module], dict[str, float]]:
+def _train(
+    output: Path, seed: int, processor: Any, source: Source, options: Options
+) -> tuple[dict[str, nn.Module], dict[str, float]]:
     """The dense model, then each mixture from a copy of it; with the seconds each one's training took."""
     options.progress.start("teaching the vision tower to read digits", 1)
     start: nn.Module = build_dense(seed)
@@ -63,7 +62,7 @@ def _train(output: Path, seed: int, processor: Any, options: Options) -> tuple[d
     for base, recipe in training_recipes(seed).items():
         model = start if base == DENSE else copy.deepcopy(models[DENSE])
         folder = output / f"{base}-trained"
-        models[base] = apply(recipe, model, processor=processor, output=folder, options=replace(options))
+        models[base] = apply(recipe, model, processor=processor, data=source, output=folder, options=options)
         metrics = json.loads((folder / "run" / "report.json").read_text())["metrics"]
         seconds[base] = round(metrics["train_seconds"], 1)
     return models, seconds

@@ -1,4 +1,4 @@
-"""Tie a live model to our quantizer: its own `save_pretrained` writes our files, and `Trainer` knows whether it trains."""
+"""Tie a live model to our quantizer: its own `save_pretrained` writes our files, `Trainer` knows whether it trains."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def shadow(model: nn.Module) -> nn.Module:
 
 
 def _language_config(model: nn.Module) -> Any:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else None
     if not hasattr(text, "vocab_size"):
         raise ModelError(f"{type(model).__name__} is no language model or vision-language model of transformers")

@@ -52,7 +52,8 @@ def same(model, loaded) -> None:
         assert mine[name][1].dtype == theirs[name][1].dtype
     close = {"rtol": 1e-4, "atol": 1e-4} if loaded.dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
     torch.testing.assert_close(logits(loaded), logits(model), **close)
-    # Tensors read from a file lie at other alignments, for which the BLAS rounds otherwise; in fresh memory not a bit differs.
+    # Tensors read from a file lie at other alignments, for which the BLAS rounds otherwise; in fresh
+    # memory not a bit differs.
     realigned(loaded)
     assert torch.equal(logits(model), logits(loaded))
     assert torch.equal(logits(model, batch=1, length=1), logits(loaded, batch=1, length=1))
@@ -205,7 +206,7 @@ def test_saving_packed_leaves_the_live_model_latent(tmp_path):
 
 def test_a_packed_reload_is_refused_by_trainer(tmp_path):
     loaded = reloaded(latent_model(), tmp_path / "packed")
-    with pytest.raises(ValueError, match="(?s)quantiz.*(fine-tun|train)"):
+    with pytest.raises(ValueError, match=r"(?s)quantiz.*(fine-tun|train)"):
         one_step(loaded, tmp_path / "trainer")
 
 
@@ -277,7 +278,7 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
     with pytest.raises(
-        SaveError, match="could not be written: .*No space left on device.*was there before is untouched"
+        SaveError, match=r"could not be written: .*No space left on device.*was there before is untouched"
     ):
         model.save_pretrained(tmp_path, latent=True)
     assert {path.name: sha256(path) for path in tmp_path.iterdir()} == before

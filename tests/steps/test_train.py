@@ -184,7 +184,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_a_whole_model():
     model = pico.PICO["llama"]()
     context = upcycled(model, TERNARY)
     flags = {n: p.requires_grad for n, p in model.named_parameters()}
-    with pytest.raises(TrainingError, match="loss is (nan|inf) after step 1: lower learning_rate"):
+    with pytest.raises(TrainingError, match=r"loss is (nan|inf) after step 1: lower learning_rate"):
         train_it(model, context, steps=5, learning_rate=1e30, max_grad_norm=1e30, ternary_ramp=1.0, warmup=0.0)
     assert {n: p.requires_grad for n, p in model.named_parameters()} == flags
     layers = [m for m in model.modules() if hasattr(m, "strength")]

@@ -92,13 +92,12 @@ def test_neither_random_state_nor_other_weights_are_touched():
         assert torch.equal(after[kept], tensor), name
 
 
-def test_in_bfloat16_only_the_router_is_float32():
+def test_in_bfloat16_only_routers_and_latents_are_float32():
     model = pico.PICO["llama"]().to(torch.bfloat16)
     upcycled(model, TERNARY, combine="zero_init")
-    types = {p.dtype for name, p in model.named_parameters() if ".gate." not in name}
-    routers = {p.dtype for block in blocks(model).values() for p in block.gate.parameters()}
-    assert types == {torch.bfloat16}
-    assert routers == {torch.float32}
+    ours = {p for block in blocks(model).values() for part in (block.gate, block.experts) for p in part.parameters()}
+    assert {p.dtype for p in ours} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if p not in ours} == {torch.bfloat16}
 
 
 def test_frozen_dense_blocks_give_frozen_mixtures():

@@ -29,10 +29,11 @@ def run(model: nn.Module, config: Quantize, context: Context) -> nn.Module:
     """Quantize `model` in place; notes per module the method, format and calibration tokens."""
     started = time.monotonic()
     model.eval()
-    cast_parameters(model, {name: spec for name, spec in context.formats.items() if isinstance(spec, FloatBits)})
     integers = {name: spec for name, spec in context.formats.items() if isinstance(spec, IntegerBits)}
     batches = _batches(model, config.calibration, context) if _needs_data(integers) else []
     context.notes["modules"] = _quantize_in_stages(model, integers, batches, config, context)
+    # Last, so that calibration runs in the types the model was trained in.
+    cast_parameters(model, {name: spec for name, spec in context.formats.items() if isinstance(spec, FloatBits)})
     attach(model, finished=True)
     context.notes["seconds"] = round(time.monotonic() - started, 3)
     return model
