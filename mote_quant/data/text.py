@@ -40,7 +40,7 @@ def blocks(documents: Iterable[str], tokenizer: Any, length: int) -> list[Sample
     for document in documents:
         encoded = tokenizer(document, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids += encoded["input_ids"]
-        sizes += [len(document[start:end].encode()) for start, end in encoded["offset_mapping"]]
+        sizes += _byte_sizes(document, encoded["offset_mapping"])
         if tokenizer.eos_token_id is not None:
             ids.append(tokenizer.eos_token_id)
             sizes.append(0)
@@ -49,6 +49,15 @@ def blocks(documents: Iterable[str], tokenizer: Any, length: int) -> list[Sample
         {"input_ids": torch.tensor(ids[start : start + length]), "bytes": sum(sizes[start + 1 : start + length])}
         for start in starts
     ]
+
+
+def _byte_sizes(document: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """UTF-8 bytes of each token; a character that several tokens share counts with the first of them."""
+    sizes, reached = [], 0
+    for start, end in offsets:
+        sizes.append(len(document[max(start, reached) : end].encode()))
+        reached = max(reached, end)
+    return sizes
 
 
 def collate_blocks(samples: Sequence[Sample]) -> dict[str, Tensor]:

@@ -49,6 +49,9 @@ from pathlib import Path
 import mote_quant.demo
 from mote_quant.cli import main
 
+# A shell that starts this in the background has it ignore the signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def run(output, seed, progress):
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)
