@@ -28,7 +28,7 @@ def collate_answers(processor: Any, samples: Sequence[Sample]) -> dict[str, Tens
         add_special_tokens=False,
     )
     answers = tokenizer([sample["answer"] for sample in samples], add_special_tokens=False)["input_ids"]
-    answers = [answer + [tokenizer.eos_token_id] for answer in answers]
+    answers = [[*answer, tokenizer.eos_token_id] for answer in answers]
     images = {name: _stack(encoded[name]) for name in IMAGE_INPUTS if name in encoded}
     tokens = {name: rows for name, rows in encoded.items() if name not in IMAGE_INPUTS}
     return _join(tokens, answers, tokenizer.pad_token_id) | images
@@ -53,7 +53,5 @@ def _join(tokens: dict[str, list[list[int]]], answers: list[list[int]], pad: int
 
 def pad_right(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
     """Rows of token values as one int64 tensor [rows, longest]."""
-    padded = torch.full((len(rows), max(len(row) for row in rows)), fill, dtype=torch.int64)
-    for index, row in enumerate(rows):
-        padded[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
-    return padded
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], dtype=torch.int64)

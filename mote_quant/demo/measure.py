@@ -15,12 +15,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 import mote_quant  # noqa: F401 (registers our reader with transformers)
-from mote_quant.data import open_source
+from mote_quant.data.digits_vqa.source import Sizes, build_source
 from mote_quant.data.source import Source
 from mote_quant.evaluate import evaluate
 from mote_quant.memory.ledger import PAPER_ROLES, weigh
 
 EXPERTS = PAPER_ROLES
+QUESTIONS = 2000
 
 
 def measure(folder: Path, source: Source) -> dict[str, Any]:
@@ -47,7 +48,8 @@ def main() -> None:
     arguments = parser.parse_args()
     transformers_logging.disable_progress_bar()
     processor = AutoProcessor.from_pretrained(str(arguments.folders[0]))
-    source = open_source("digits-vqa", processor=processor, seed=arguments.seed)
+    # Each split is drawn by itself, so the test questions are those of the whole source.
+    source = build_source(processor, arguments.seed, Sizes(train=0, validation=0, test=QUESTIONS))
     figures = {str(folder): measure(folder, source) for folder in arguments.folders}
     sys.stdout.write(json.dumps(figures) + "\n")
 

@@ -66,7 +66,7 @@ def test_table_page_and_picture_show_every_point(tmp_path):
 
 
 def test_a_failed_reload_is_an_error_with_its_reason(tmp_path):
-    measure = import_module("mote_quant.demo.run")._measure_in_fresh_process
+    measure = import_module("mote_quant.demo.run")._measure_in_fresh_processes
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(RunError, match="fresh process failed"):
         measure([tmp_path], 0)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd, isqrt
 
-ELEMENTS = (
+ELEMENT_NAMES = (
     "hydrogen helium lithium beryllium boron carbon nitrogen oxygen fluorine neon sodium magnesium aluminium silicon "
     "phosphorus sulfur chlorine argon potassium calcium scandium titanium vanadium chromium manganese iron cobalt "
     "nickel copper zinc gallium germanium arsenic selenium bromine krypton rubidium strontium yttrium zirconium "
@@ -15,7 +15,8 @@ ELEMENTS = (
     "dysprosium holmium erbium thulium ytterbium lutetium hafnium tantalum tungsten rhenium osmium iridium platinum "
     "gold mercury thallium lead bismuth polonium astatine radon francium radium actinium thorium protactinium uranium "
     "neptunium plutonium americium curium berkelium californium einsteinium"
-).split()
+)
+ELEMENTS = tuple(ELEMENT_NAMES.split())
 """Chemical elements by atomic number, from 1."""
 
 DIALLING_CODES = {
@@ -126,7 +127,7 @@ FACTS: dict[str, Fact] = {
     "collatz": Fact("collatz steps of {}?", collatz_steps),
     "ones": Fact("binary ones of {}?", int.bit_count),
     "numbered prime": Fact("which prime is number {}?", lambda number: primes(number)[-1] if number else None),
-    **{name: Fact(f"decimal of {name} at {{}}?", lambda n, digits=digits: digits[n]) for name, digits in DECIMALS.items()},
+    **{name: Fact(f"decimal of {name} at {{}}?", digits.__getitem__) for name, digits in DECIMALS.items()},
 }
 """By kind; the number is the two digits of a row (left to right) or a column (top to bottom)."""
 

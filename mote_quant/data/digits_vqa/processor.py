@@ -47,7 +47,7 @@ def build_processor() -> LlavaProcessor:
     from transformers import LlavaProcessor, SiglipImageProcessorPil
 
     return LlavaProcessor(
-        image_processor=SiglipImageProcessorPil(size={"height": HEIGHT, "width": WIDTH}),
+        image_processor=SiglipImageProcessorPil(size={"height": HEIGHT, "width": WIDTH}, do_resize=False),
         tokenizer=build_tokenizer(),
         patch_size=CELL,
         vision_feature_select_strategy="full",

@@ -58,6 +58,11 @@ def _cell(cells: Cells, rng: Random) -> Asked:
     return f"what is {PLACES[place]}?", NOTHING if digit is None else str(digit)
 
 
+def _read(cells: Cells, rng: Random) -> Asked:
+    name, digits = _line(cells, rng)
+    return (f"read {name}?", "".join(map(str, digits))) if len(digits) == COLUMNS else None
+
+
 def _where(cells: Cells, rng: Random) -> Asked:
     once = [digit for digit, times in Counter(_digits(cells)).items() if times == 1]
     if not once:
@@ -149,6 +154,7 @@ def _fact(fact: Fact) -> Kind:
 
 KINDS: dict[str, Kind] = {
     "cell": _cell,
+    "read": _read,
     "where": _where,
     "present": _present,
     "count": _count,
@@ -160,6 +166,10 @@ KINDS: dict[str, Kind] = {
     "parity": _parity,
     **{name: _fact(fact) for name, fact in FACTS.items()},
 }
+
+WEIGHTS = {"cell": 4, "read": 6}
+"""Reading comes more often: it is what every other question is built on."""
+TURNS = tuple(kind for kind in KINDS for _ in range(WEIGHTS.get(kind, 1)))
 
 
 def draw_cells(rng: Random) -> Cells:
@@ -175,7 +185,7 @@ def questions(rng: Random) -> Iterator[Question]:
     """Endless questions, every kind in turn, the answers of a kind as even as its scenes allow."""
     seen: Counter[tuple[str, str]] = Counter()
     while True:
-        for kind in KINDS:
+        for kind in TURNS:
             question = min(_candidates(kind, rng), key=lambda candidate: seen[candidate.kind, candidate.answer])
             seen[question.kind, question.answer] += 1
             yield question

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,7 @@ logger = logging.getLogger(__name__)
 class Sizes:
     """How many questions a split has."""
 
-    train: int = 60_000
+    train: int = 80_000
     validation: int = 2_000
     test: int = 4_000
 
@@ -49,7 +48,7 @@ def _text(sample: Sample) -> list[str]:
 
 
 def draw_samples(digits: Digits, split: str, count: int, seed: int) -> list[Sample]:
-    """`count` different samples: image (uint8 [HEIGHT, WIDTH]), question, answer, kind, images (numbers of the digits)."""
+    """`count` different samples: image (uint8 [HEIGHT, WIDTH]), question, answer, kind, images (digits' numbers)."""
     pool = digits.pools(seed)[split]
     rng = Random(f"{NAME} {split} {seed}")
     seen: set[tuple[str, tuple[int | None, ...]]] = set()
