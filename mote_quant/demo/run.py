@@ -28,7 +28,6 @@ from mote_quant.hf.integrity import write_atomic
 from mote_quant.pipeline import Options, apply
 from mote_quant.steps import Progress, Silent
 
-
 Point = dict[str, Any]
 
 
