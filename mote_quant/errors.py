@@ -10,9 +10,23 @@ from collections.abc import Sequence
 
 
 class MoteError(Exception):
-    """The root. Its message says what is wrong and what to do about it."""
+    """The root. Its message says what is wrong and what to do about it.
+
+    `advice` is more of that for those who call us from Python; `message` is the text without it. `resumable`: the same
+    command goes on where it stopped.
+    """
 
     exit_code = 3
+    resumable = False
+    advice = ""
+
+    @property
+    def message(self) -> str:
+        """What went wrong, without `advice`."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.advice}" if self.advice else self.message
 
 
 class RequestError(MoteError):
@@ -23,6 +37,8 @@ class RequestError(MoteError):
 
 class RunError(MoteError):
     """A sound request failed while running; nothing finished is lost, and the same command resumes."""
+
+    resumable = True
 
 
 class RecipeError(RequestError):
@@ -70,7 +86,9 @@ class MissingExtraError(RequestError):
 
 
 class TrainingError(RunError):
-    """Training produced a loss that is not finite."""
+    """Training produced a loss that is not finite, and would again: another recipe is needed."""
+
+    resumable = False
 
 
 class CalibrationError(RunError):

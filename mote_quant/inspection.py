@@ -6,12 +6,31 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from mote_quant.errors import ArtifactError
 from mote_quant.hf.integrity import verify_files
 from mote_quant.hf.saving import stored_bytes
-from mote_quant.hf.skeleton import read_config, skeleton_of
+from mote_quant.hf.skeleton import read_config, skeleton_of, stored_config
+from mote_quant.hf.stored import read
 from mote_quant.kernels.ops import OPS
 from mote_quant.memory.ledger import weigh
+
+
+class _Figures(BaseModel):
+    load: list[float]
+    balance: float
+    entropy: float
+
+
+class _Step(BaseModel):
+    routing: dict[str, _Figures] = {}
+
+
+class _Report(BaseModel):
+    """What is read of a run's report."""
+
+    steps: list[_Step]
 
 
 def inspect(folder: str | Path) -> dict[str, Any]:
@@ -22,13 +41,12 @@ def inspect(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     config = read_config(folder)
-    quantization = getattr(config, "quantization_config", None)
-    values = {} if quantization is None else quantization if isinstance(quantization, dict) else quantization.to_dict()
+    stored = stored_config(config)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ArtifactError(f"{folder} holds no weight files (*.safetensors)")
-    if values:
-        verify_files(files, values.get("files", {}))
+    if stored is not None:
+        verify_files(files, {name: file.model_dump() for name, file in stored.files.items()})
     ledger = weigh(skeleton_of(config)).to_json()
     on_disk = stored_bytes(folder)
     if on_disk != ledger["stored_bytes"]:
@@ -39,7 +57,7 @@ def inspect(folder: str | Path) -> dict[str, Any]:
     return ledger | {
         "kernels": {op: implementations[0].name for op, implementations in OPS.items()},
         "router": _router_statistics(folder),
-        "provenance": values.get("provenance", {}),
+        "provenance": {} if stored is None else stored.provenance,
     }
 
 
@@ -49,8 +67,8 @@ def _router_statistics(folder: Path) -> dict[str, Any]:
     if not report.is_file():
         return {}
     try:
-        steps = json.loads(report.read_text())["steps"]
-    except (ValueError, KeyError) as error:
+        steps = read(_Report, json.loads(report.read_text()), str(report)).steps
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"{report} cannot be read ({error})") from error
-    routings: list[dict[str, Any]] = [step["routing"] for step in steps if step.get("routing")]
-    return routings[-1] if routings else {}
+    routings = [step.routing for step in steps if step.routing]
+    return {layer: figures.model_dump() for layer, figures in routings[-1].items()} if routings else {}

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mote_quant.errors import ArtifactError, FingerprintError, SaveError
-from mote_quant.hf.integrity import describe, sync, verify_file, write_atomic
+from mote_quant.fingerprint import differences
+from mote_quant.hf.integrity import describe, read_manifest, sync, verify_file, write_atomic
 from mote_quant.hf.structure import Structure, rebuild, structure_of
 
-_STATE = "state"
+_STATE, _DONE = "state", "done.json"
 
 
 class Run:
@@ -38,7 +40,7 @@ class Run:
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
             if known.exists():
-                _refuse_another(output, json.loads(known.read_text()), fingerprint)
+                _refuse_another(output, _object_in(known), fingerprint)
             else:
                 _refuse_strangers(output)
                 write_atomic(known, json.dumps(fingerprint, indent=2))
@@ -67,13 +69,21 @@ class Run:
         except OSError as error:
             raise SaveError(f"{self.folder / name} could not be written: {error}") from error
 
-    def read_json(self, name: str) -> Any | None:
-        """The content of `DIR/run/<name>`; None when it is not there. ArtifactError when it cannot be read."""
-        path = self.folder / name
-        try:
-            return json.loads(path.read_text()) if path.exists() else None
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{path} cannot be read ({error}); delete it to finish this run again") from error
+    def finish(self, names: Iterable[str]) -> None:
+        """Say that the run is done, and what the files `names` of its model are."""
+        files = {name: describe(self.output / name) for name in sorted(names)}
+        self.write(_DONE, json.dumps({"files": files}))
+        self.log("done")
+
+    def finished(self) -> bool:
+        """True for a run that is done; ArtifactError naming a file of its model that is not what was written."""
+        done = self.folder / _DONE
+        if not done.exists():
+            return False
+        advice = f"delete {done} to finish this run again, or use another --output"
+        for name, expected in read_manifest(done, advice, "files").items():
+            verify_file(self.output / name, expected, advice)
+        return True
 
     def step_folder(self, index: int, name: str) -> Path:
         """Where step `index` (from 0) keeps its checkpoints and its result."""
@@ -114,13 +124,10 @@ class Run:
     def restore_state(self, index: int, name: str, model: nn.Module) -> list[dict[str, Any]]:
         """Put `model` (as the run was given it) in the state after step `index`; returns the notes up to there."""
         folder = self.step_folder(index, name) / _STATE
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-            for file, expected in manifest.items():
-                verify_file(folder / file, expected)
-            values = json.loads((folder / "state.json").read_text())
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{folder} cannot be read ({error}); delete it to redo this step") from error
+        advice = f"delete {folder} to redo this step"
+        for file, expected in read_manifest(folder / "manifest.json", advice).items():
+            verify_file(folder / file, expected, advice)
+        values = json.loads((folder / "state.json").read_text())
         structure = Structure.from_dict(values["structure"])
         rebuild(model, structure)
         _load(model, load_file(folder / "model.safetensors"))
@@ -134,7 +141,8 @@ class Run:
     def drop_steps(self, before: int | None = None) -> None:
         """Remove the states of the steps before index `before` (all without it), no longer needed to resume."""
         for folder in (self.folder / "steps").glob("*-*"):
-            if before is None or int(folder.name.split("-")[0]) - 1 < before:
+            number = re.match(r"(\d+)-", folder.name)
+            if number and (before is None or int(number[1]) - 1 < before):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -158,31 +166,19 @@ def _load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         target.data.copy_(tensor)
 
 
-def _refuse_another(output: Path, known: dict[str, Any], now: Mapping[str, Any]) -> None:
-    differing = [key for key in sorted({*known, *now}) if known.get(key) != now.get(key)]
-    if not differing:
-        return
-    details = "; ".join(_difference(key, known.get(key), now.get(key)) for key in differing)
-    raise FingerprintError(
-        f"{output} holds a run that differs: {details}. Choose another --output, or delete that folder"
-    )
+def _refuse_another(output: Path, known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    details = "; ".join(differences(known, now))
+    if details:
+        raise FingerprintError(
+            f"{output} holds a run that differs: {details}. Choose another --output, or delete that folder"
+        )
 
 
-def _difference(key: str, known: Any, now: Any) -> str:
-    known, now = _as_mapping(known), _as_mapping(now)
-    if isinstance(known, dict) and isinstance(now, dict):
-        parts = [part for part in sorted({*known, *now}) if known.get(part) != now.get(part)]
-        return "; ".join(_difference(f"{key}.{part}", known.get(part), now.get(part)) for part in parts)
-    return f"{key} was {_short(known)}, is now {_short(now)}"
-
-
-def _as_mapping(value: Any) -> Any:
-    return {str(index): item for index, item in enumerate(value)} if isinstance(value, list) else value
-
-
-def _short(value: Any) -> str:
-    text = "absent" if value is None else str(value)
-    return text if len(text) <= 40 else f"{text[:12]}..."
+def _object_in(path: Path) -> dict[str, Any]:
+    values = json.loads(path.read_text())
+    if not isinstance(values, dict):
+        raise ValueError(f"an object was written, this is a {type(values).__name__}")
+    return values
 
 
 def _refuse_strangers(output: Path) -> None:

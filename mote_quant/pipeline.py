@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import nn
 
-from mote_quant.data import open_source
-from mote_quant.data.source import Source, within
-from mote_quant.errors import DataError, RunError
-from mote_quant.hf.integrity import describe, verify_file
-from mote_quant.hf.loading import check_finite
+from mote_quant.data.opener import Opener, opener_for
+from mote_quant.data.source import Source
+from mote_quant.errors import MoteError, RunError
+from mote_quant.fingerprint import fingerprint_of, weights_hash
+from mote_quant.hf.loading import check_finite, check_model
 from mote_quant.hf.saving import save_model, stored_bytes
 from mote_quant.journal import Run
 from mote_quant.planning import Plan, plan_on, skeleton_for
 from mote_quant.provenance import provenance
 from mote_quant.recipe import Recipe, dump, load
-from mote_quant.recipe.plain import settings
-from mote_quant.recipe.schema import Quantize, Train
 from mote_quant.report import build_report, render_html, render_markdown
 from mote_quant.steps import RUN, Context, Progress, Silent
 
 _log = logging.getLogger(__name__)
-Opener = Callable[[str, int | None], Source]
 
 
 @dataclass(frozen=True)
@@ -53,75 +49,39 @@ def apply(
 
     `recipe` is a path, a shipped name, a mapping or a Recipe. `processor` is the model's tokenizer or processor, for
     text and image data. `data` (a name, a file or a Source) replaces what the recipe names. With `output` the finished
-    model is written there and an interrupted run is continued from there. Raises MoteError subclasses.
+    model is written there and an interrupted run is continued from there. Raises MoteError subclasses; where `model`
+    was changed before a step failed, the message says so, and it is of no further use.
     """
     loaded = load(recipe)
     options = options or Options()
+    check_model(model)
     check_finite(model)
     plan = plan_on(loaded, skeleton_for(model))
-    opener = _opener(loaded, processor, data, context_length(model))
+    opener = opener_for(model, processor=processor, data=data, seed=loaded.seed)
     fingerprint = fingerprint_of(loaded, model, opener)
-    if output is None:
-        _run_steps(model, plan, opener, options, None, provenance(loaded, fingerprint))
-        return model
-    run = Run.open(Path(output), fingerprint)
-    done = run.read_json("done.json")
-    if done is not None:
+    made = provenance(loaded, fingerprint)
+    run = None if output is None else Run.open(Path(output), fingerprint)
+    if run is not None and run.finished():
         # The last run may have been killed just before it cleared up.
         _clear_up(run, options)
-        return _already_done(model, run, done["files"])
-    return _run_in_folder(model, plan, opener, options, run, provenance(loaded, fingerprint), processor)
+        return _already_done(model, run)
+    with _told_whether_changed(model, fingerprint["model"]):
+        if run is None:
+            _run_steps(model, plan, opener, options, None, made)
+        else:
+            _run_in_folder(model, plan, opener, options, run, made, processor)
+    return model
 
 
-def _opener(recipe: Recipe, processor: Any, data: str | Source | None, context: int | None) -> Opener:
-    """Opens a data source once, under the recipe's seed; its batches are checked against the model's context."""
-    opened: dict[tuple[str, int | None], Source] = {}
-
-    def open_data(name: str, max_length: int | None) -> Source:
-        if isinstance(data, Source):
-            return within(data, context)
-        if max_length is not None and context is not None and max_length > context:
-            raise DataError(f"max_length: {max_length} is more than the {context} tokens this model can take")
-        key = (data or name, max_length)
-        if key not in opened:
-            source = open_source(key[0], processor=processor, max_length=max_length, seed=recipe.seed)
-            opened[key] = within(source, context)
-        return opened[key]
-
-    return open_data
-
-
-def context_length(model: nn.Module) -> int | None:
-    """The most tokens the model's positions allow, where its config says."""
-    text = cast(Any, model).config.get_text_config()
-    return getattr(text, "max_position_embeddings", None)
-
-
-def fingerprint_of(recipe: Recipe, model: nn.Module, open_data: Opener) -> dict[str, Any]:
-    """What makes a run this run: the resolved recipe, the model's weights, the data."""
-    named = [step.config for step in recipe.pipeline]
-    wanted = {(c.data, c.max_length) for c in named if isinstance(c, Train)}
-    wanted |= {
-        (c.calibration.data, c.calibration.max_length) for c in named if isinstance(c, Quantize) and c.calibration
-    }
-    sources = {f"{name}@{length}" if length else name: (name, length) for name, length in sorted(wanted, key=str)}
-    # As a list, for the order of `bits` decides which rule wins.
-    values = settings(recipe)
-    values["bits"] = [{target: spec} for target, spec in values["bits"].items()]
-    return {
-        "recipe": values,
-        "model": weights_hash(model),
-        "data": {key: open_data(*source).fingerprint for key, source in sources.items()},
-    }
-
-
-def weights_hash(model: nn.Module) -> str:
-    """sha256 over names, types, shapes and bytes of everything in the state dict."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+@contextmanager
+def _told_whether_changed(model: nn.Module, before: str) -> Iterator[None]:
+    """An error out of here says so when `model` no longer has the weights of hash `before`."""
+    try:
+        yield
+    except MoteError as error:
+        if weights_hash(model) != before:
+            error.advice = "the model object was changed; load it again before retrying"
+        raise
 
 
 def _run_in_folder(
@@ -132,11 +92,11 @@ def _run_in_folder(
     run: Run,
     made: dict[str, Any],
     processor: Any,
-) -> nn.Module:
+) -> None:
     run.write("recipe.yaml", dump(plan.recipe))
     run.write("plan.json", json.dumps(plan.to_dict(), indent=2))
     notes = _run_steps(model, plan, opener, options, run, made)
-    save_model(model, run.output, processor)
+    written = save_model(model, run.output, processor)
     sizes = {"predicted": plan.result.stored_bytes, "stored": stored_bytes(run.output)}
     if sizes["predicted"] != sizes["stored"]:
         raise RunError(
@@ -147,11 +107,8 @@ def _run_in_folder(
     run.write("report.json", json.dumps(report, indent=2))
     run.write("report.md", render_markdown(report))
     run.write("report.html", render_html(report))
-    files = {path.name: describe(path) for path in sorted(run.output.glob("*.safetensors"))}
-    run.write("done.json", json.dumps({"files": files}))
-    run.log("done")
+    run.finish(written)
     _clear_up(run, options)
-    return model
 
 
 def _clear_up(run: Run, options: Options) -> None:
@@ -199,10 +156,8 @@ def _stamp(model: nn.Module, made: dict[str, Any], notes: list[dict[str, Any]]) 
         cast(Any, quantizer).quantization_config.provenance = made | {"tokens_seen": tokens}
 
 
-def _already_done(model: nn.Module, run: Run, files: dict[str, Any]) -> nn.Module:
-    """The run in this folder is complete: check it and hand its model over."""
-    for name, expected in files.items():
-        verify_file(run.output / name, expected)
+def _already_done(model: nn.Module, run: Run) -> nn.Module:
+    """The run in this folder is complete, its files are those written: hand its model over."""
     _log.info("%s holds this run, complete; nothing to do", run.output)
     finished = cast(Any, type(model)).from_pretrained(str(run.output), dtype="auto")
     model.__dict__.update(finished.__dict__)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mote_quant.anatomy.coverage import Row, assign_bits, coverage
+from mote_quant.anatomy.structure import under
 from mote_quant.data.embedded import embedded
 from mote_quant.errors import FormatError, RequestError
 from mote_quant.hf.structure import empty_packed, replace_module
@@ -89,6 +90,7 @@ def plan_on(recipe: Recipe, skeleton: nn.Module) -> Plan:
         elif isinstance(step.config, Train):
             trained.append(by_role(skeleton, trainable_names(skeleton, step.config.what)))
     formats = assign_bits(recipe.bits, skeleton)
+    _check_trained(skeleton, formats, layouts)
     rows = coverage(recipe.bits, skeleton)
     layouts = tuple(replace(layout, ternary=_ternary_of(layout, skeleton, formats)) for layout in layouts)
     for layout in layouts:
@@ -97,6 +99,29 @@ def plan_on(recipe: Recipe, skeleton: nn.Module) -> Plan:
     if recipe.pipeline[-1].name == "quantize":
         _pack_latents(skeleton)
     return Plan(recipe, layouts, formats, tuple(rows), tuple(trained), dense, weigh(skeleton))
+
+
+def _check_trained(skeleton: nn.Module, formats: dict[str, Bits], layouts: tuple[MoteLayout, ...]) -> None:
+    """FormatError for experts that this recipe does not make and that were not trained for the ternary it asks for."""
+    for name, spec in formats.items():
+        if isinstance(spec, TernaryBits) and not any(under(name, layout.path) for layout in layouts):
+            module = skeleton.get_submodule(name)
+            if not isinstance(module, TernaryLinear):
+                raise FormatError(
+                    f"{name} cannot be ternary: it is full precision, and this recipe does not up-cycle it. "
+                    "Up-cycle a dense model with this format, or take an integer or float one"
+                )
+            if module.spec != spec:
+                raise FormatError(
+                    f"{name} was trained as ternary with {_difference(module.spec, spec)}, but this recipe asks for "
+                    f"{_difference(spec, module.spec)}. Ask for the former, or up-cycle a dense model again"
+                )
+
+
+def _difference(spec: TernaryBits, other: TernaryBits) -> str:
+    """The settings of `spec` that are not those of `other`, in words."""
+    settings, others = spec.model_dump(), other.model_dump()
+    return ", ".join(f"{key} {value}" for key, value in settings.items() if value != others[key])
 
 
 def _ternary_of(layout: MoteLayout, skeleton: nn.Module, formats: dict[str, Bits]) -> TernaryBits | None:
@@ -128,11 +153,11 @@ def _make_latent(skeleton: nn.Module, layout: MoteLayout) -> None:
 
 
 def _carry_out(skeleton: nn.Module, formats: dict[str, Bits]) -> None:
-    with torch.no_grad():
-        cast_parameters(skeleton, {name: spec for name, spec in formats.items() if isinstance(spec, FloatBits)})
     for name, spec in formats.items():
         if isinstance(spec, IntegerBits):
             replace_module(skeleton, name, empty_packed(skeleton.get_submodule(name), spec))
+    with torch.no_grad():
+        cast_parameters(skeleton, {name: spec for name, spec in formats.items() if isinstance(spec, FloatBits)})
 
 
 def _pack_latents(skeleton: nn.Module) -> None:

@@ -7,7 +7,15 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
-from transformers import MambaConfig, MambaForCausalLM, ViTConfig, ViTForImageClassification
+from transformers import (
+    LlamaModel,
+    MambaConfig,
+    MambaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from mote_quant.errors import (
     AlreadyMoEError,
@@ -23,10 +31,13 @@ from mote_quant.errors import (
     TargetError,
     UnsupportedModelError,
 )
+from mote_quant.fingerprint import weights_hash
 from mote_quant.hf.loading import load_model
+from mote_quant.hf.saving import stored_bytes
 from mote_quant.inspection import inspect
-from mote_quant.pipeline import apply, weights_hash
+from mote_quant.pipeline import Options, apply
 from mote_quant.planning import plan
+from mote_quant.steps import Silent
 from tests import pico
 from tests.mixtures import INT4_SHARED, TERNARY, TRAIN
 from tests.sources import source_for
@@ -205,3 +216,72 @@ def test_no_model_at_all():
         plan(recipe(TERNARY))
     with pytest.raises(MoteError):
         plan(recipe(TERNARY), "no-such-facts")
+
+
+MODELS = {
+    "a name": ("some/model", "not 'some/model': load it with AutoModelForCausalLM"),
+    "nothing": (None, "not None: load it"),
+    "no head": (lambda: LlamaModel(pico.PICO["llama"]().config), "LlamaModel has no language-model head"),
+    "encoder and decoder": (
+        lambda: T5ForConditionalGeneration(T5Config(vocab_size=96, d_model=8, d_ff=8, d_kv=4, num_layers=1)),
+        "T5ForConditionalGeneration is an encoder-decoder",
+    ),
+    "no weights": (lambda: pico.PICO["llama"]().to("meta"), r"embed_tokens\.weight is on the meta device"),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_what_is_no_model_to_work_on(case):
+    model, match = MODELS[case]
+    with pytest.raises(ModelError, match=match):
+        apply(recipe(TERNARY), model() if callable(model) else model)
+
+
+def test_tokens_that_the_model_does_not_have(tmp_path):
+    small, model = pico.PICO["llama"](vocab_size=50), pico.PICO["llama"]()
+    with pytest.raises(DataError, match=r"pico: its tokens go up to number \d\d, this model has 50"):
+        apply(recipe(TERNARY, train={}), small, data=source_for(model))
+
+
+def test_questions_about_images_for_a_text_model():
+    model = pico.PICO["llama"]()
+    pictures = dataclasses.replace(source_for(model), kind="vqa")
+    with pytest.raises(DataError, match="pico asks about images, LlamaForCausalLM takes text only"):
+        apply(recipe(TERNARY, train={}), model, data=pictures)
+
+
+def test_data_with_an_empty_name():
+    with pytest.raises(DataError, match="data is empty"):
+        apply(recipe(TERNARY), pico.PICO["llama"](), data="")
+
+
+class FullError(SaveError):
+    """What a test throws."""
+
+
+def failing(title: str, error: Exception) -> Options:
+    class Fails(Silent):
+        def start(self, now: str, total: int) -> None:
+            if now == title:
+                raise error
+
+    return Options(progress=Fails())
+
+
+def test_a_failed_run_says_whether_the_model_was_changed():
+    model = pico.PICO["llama"]()
+    made, data = recipe(TERNARY, train={}), source_for(model)
+    with pytest.raises(FullError) as untouched:
+        apply(made, model, data=data, options=failing("up-cycling", FullError("full")))
+    assert str(untouched.value) == "full"
+    with pytest.raises(FullError) as changed:
+        apply(made, model, data=data, options=failing("quantizing", FullError("full")))
+    assert str(changed.value) == "full; the model object was changed; load it again before retrying"
+    assert changed.value.message == "full"
+
+
+@pytest.mark.parametrize("content", [b"1234", (1000).to_bytes(8, "little") + b"{}"])
+def test_a_weight_file_shorter_than_its_header(tmp_path, content):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"model\.safetensors has \d+ bytes, less than its header"):
+        stored_bytes(tmp_path)

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import mote_quant
-from mote_quant.errors import AlreadyMoEError
+from mote_quant.errors import AlreadyMoEError, TargetError
+from mote_quant.fingerprint import fingerprint_of, weights_hash
 from mote_quant.inspection import inspect
 from mote_quant.moe import blocks
-from mote_quant.pipeline import Options, apply, fingerprint_of, weights_hash
+from mote_quant.pipeline import Options, apply
 from mote_quant.planning import plan
 from mote_quant.recipe import load
 from mote_quant.recipe.schema import Upcycle
@@ -233,3 +234,26 @@ def test_training_a_dense_model_only(tmp_path):
     loaded = type(model).from_pretrained(tmp_path)
     assert torch.equal(logits(loaded), logits(model))
     assert inspect(tmp_path)["provenance"] == {}
+
+
+def test_the_router_of_a_packed_model_trains_on(whole, tmp_path):
+    _, _, folder = whole
+    model = pico.PICO["llava"]().from_pretrained(folder)
+    before = bits_of(model.state_dict())
+    train = {"what": ["router"], "data": "pico", "steps": 4, "batch_size": 2, "warmup": 0.0, "checkpoint_every": 2}
+    recipe = {"name": "on", "pipeline": [{"train": train}]}
+    apply(recipe, model, data=source_for(model), output=tmp_path)
+    assert model.is_quantized
+    loaded = type(model).from_pretrained(tmp_path)
+    moved = {name for name, tensor in loaded.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == {f"{path}.gate.weight" for path in blocks(loaded)}
+    assert torch.equal(logits(loaded), logits(model))
+    assert inspect(tmp_path)["stored_bytes"] == inspect(folder)["stored_bytes"]
+
+
+def test_packed_weights_cannot_be_trained(whole):
+    _, _, folder = whole
+    model = pico.PICO["llava"]().from_pretrained(folder)
+    recipe = {"name": "on", "pipeline": [{"train": {"what": ["routed"], "data": "pico", "steps": 1}}]}
+    with pytest.raises(TargetError, match="matches only packed weights"):
+        apply(recipe, model, data=source_for(model))

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from mote_quant import pipeline
+from mote_quant.data.stdlib_text.processor import build_processor
 from mote_quant.errors import ArtifactError, FingerprintError, SaveError, TrainingError
 from mote_quant.hf.integrity import sha256
 from mote_quant.journal import Run
@@ -304,7 +305,7 @@ def test_a_checkpoint_that_cannot_be_written_is_a_save_error(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("mote_quant.hf.checkpoint.save_file", full)
-    with pytest.raises(SaveError, match=r"checkpoint-1.*No space left"):
+    with pytest.raises(SaveError, match=r"checkpoint-1.*No space left.*\. Free space"):
         go(tmp_path)
     assert not list(tmp_path.rglob(".checkpoint*"))
 
@@ -330,3 +331,57 @@ def test_a_folder_with_somebody_elses_model(tmp_path):
         go(tmp_path)
     assert sha256(tmp_path / "model.safetensors") == before
     assert not (tmp_path / "run" / "fingerprint.json").exists()
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "altered"])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_a_finished_run_whose_other_files_are_not_those_written(finished, tmp_path, name, how):
+    folder = Path(shutil.copytree(finished, tmp_path / "copy"))
+    damage(folder / name, how)
+    with pytest.raises(ArtifactError, match=rf"{name}.*delete .*/run/done\.json to finish this run again, or use"):
+        go(folder)
+    (folder / "run" / "done.json").unlink()
+    go(folder)
+    assert settled(folder) == settled(finished)
+    assert sha256(folder / "model.safetensors") == sha256(finished / "model.safetensors")
+
+
+def test_the_processor_is_among_the_files_of_a_finished_run(tmp_path):
+    recipe, processor = {"name": "short", "pipeline": RECIPE["pipeline"][1:2]}, build_processor()
+    pipeline.apply(recipe, pico.PICO["qwen2"](), processor=processor, output=tmp_path)
+    listed = json.loads((tmp_path / "run" / "done.json").read_text())["files"]
+    assert listed.keys() == {path.name for path in tmp_path.iterdir() if path.is_file()}
+    damage(tmp_path / "tokenizer.json", "altered")
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json was altered"):
+        pipeline.apply(recipe, pico.PICO["qwen2"](), processor=processor, output=tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"files": {}}', '{"files": {"config.json": 1}}'])
+def test_a_record_that_says_nothing_is_refused_by_name(finished, tmp_path, content):
+    folder = Path(shutil.copytree(finished, tmp_path / "copy"))
+    (folder / "run" / "done.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"done\.json .*; delete"):
+        go(folder)
+
+
+def test_a_fingerprint_that_is_none(copied):
+    (copied / "run" / "fingerprint.json").write_text("[]")
+    with pytest.raises(ArtifactError, match=r"fingerprint\.json cannot be read .*list"):
+        go(copied)
+
+
+@pytest.mark.parametrize("where", ["3-train/checkpoint-4", "1-train/state"])
+@pytest.mark.parametrize("how", ["missing", "truncated", "altered"])
+def test_a_damaged_step_says_which_folder_to_delete(copied, where, how):
+    damage(next((copied / "run/steps" / where).glob("*.safetensors")), how)
+    with pytest.raises(ArtifactError, match=rf"; delete \S*/{where} to redo this step"):
+        go(copied)
+
+
+def test_folders_that_are_not_ours_are_left_alone(copied, finished):
+    strange = [copied / "run/steps" / name for name in ("3-train/checkpoint-old", "foo-bar")]
+    for folder in strange:
+        folder.mkdir()
+    go(copied)
+    assert sha256(copied / "model.safetensors") == sha256(finished / "model.safetensors")
+    assert strange[1].is_dir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
@@ -19,7 +20,7 @@ class FeedForward:
     """
 
     path: str
-    kind: str
+    kind: Literal["gated", "plain"]
     up: str
     down: str
     gate: str | None

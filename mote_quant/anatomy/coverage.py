@@ -86,8 +86,10 @@ def _problems(places: list[Place]) -> Iterator[str]:
     for place in places:
         by_rule.setdefault(place.target, []).append(place)
     for rule in by_rule.values():
-        if not any(place.fits for place in rule):
-            yield refusal(rule[0])
+        # A rule is about weights; the biases beside them may come along but do not make it one that fits.
+        weights = [place for place in rule if place.parameter.matrix] or rule
+        if not any(place.fits for place in weights):
+            yield refusal(weights[0])
         for check in (ternary_problem, group_problem):
             yield from [problem for place in rule if (problem := check(place))][:1]
 

@@ -10,6 +10,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from mote_quant.anatomy.inventory import LINEAR_WEIGHT, Parameter
 from mote_quant.anatomy.structure import join, linear_shape
 from mote_quant.recipe.schema import Bits, FloatBits, IntegerBits, TernaryBits
+from mote_quant.ternary.linear import TernaryLinear
 
 FLOATS = "float32, bfloat16 or float16"
 INTEGERS = "int8, int4, int3 or int2"
@@ -29,6 +30,8 @@ class Place:
     @property
     def fits(self) -> bool:
         """Whether the parameter can take the format."""
+        if self.trained_ternary and not isinstance(self.bits, TernaryBits):
+            return False
         if isinstance(self.bits, FloatBits):
             return self.castable and (self.parameter.role != "router" or self.bits.format == "float32")
         return self.packable
@@ -37,6 +40,13 @@ class Place:
     def castable(self) -> bool:
         """Whether this is a float tensor of the model, not the scale of a packed one."""
         return self.parameter.dtype.is_floating_point and self.parameter.count > 0
+
+    @property
+    def trained_ternary(self) -> bool:
+        """Whether this is a latent weight: only its ternary value was trained, other roundings of it mean nothing."""
+        return isinstance(self.module, TernaryLinear) and self.parameter.name == join(
+            self.parameter.module, LINEAR_WEIGHT
+        )
 
     @property
     def packable(self) -> bool:
@@ -87,6 +97,8 @@ def _circumstances(place: Place) -> list[str]:
         return [f"tied to {parameter.tied_to}"]
     if not place.castable:
         return ["packed already"]
+    if place.trained_ternary:
+        return ["is trained as ternary"]
     return [] if parameter.matrix else ["a vector"]
 
 
@@ -96,6 +108,8 @@ def _takes(place: Place) -> str:
         return FLOAT_ONLY[parameter.role]
     if not place.castable:
         return "no other format"
+    if place.trained_ternary:
+        return "ternary, as it was trained"
     if not place.packable:
         return FLOATS
     return f"ternary, {INTEGERS}, {FLOATS}" if parameter.role == "routed" else f"{INTEGERS}, {FLOATS}"

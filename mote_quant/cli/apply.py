@@ -67,11 +67,20 @@ def apply(
 
 
 def _report(output: Path, quiet: bool, as_json: bool) -> None:
+    """A report that somebody deleted or damaged since makes no failure of a run that is complete."""
     from mote_quant.report import tables
 
-    report: dict[str, Any] = json.loads((output / "run" / "report.json").read_text())
+    if quiet and not as_json:
+        return
+    path = output / "run" / "report.json"
+    try:
+        report: dict[str, Any] = json.loads(path.read_text())
+        shown = list(tables(report))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        typer.echo(f"warning: the run is complete, but its report is not: {path} ({type(error).__name__})", err=True)
+        return
     if as_json:
         print_json(report)
-    elif not quiet:
-        print_tables(tables(report))
+    else:
+        print_tables(shown)
         print_lines([f"model   {output}", f"report  {output / 'run' / 'report.html'}"])

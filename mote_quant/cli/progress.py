@@ -117,13 +117,14 @@ def _text(figures: dict[str, float]) -> str:
 
 @contextmanager
 def watching(session: Session, quiet: bool = False) -> Iterator[Display]:
-    """Inside, library logs and progress reach stderr as the user wants them; transformers and warnings are silent."""
+    """Inside, our logs and progress reach stderr as the user wants them; other libraries and warnings are silent."""
     console = Console(stderr=True)
     display: Display = Hidden() if quiet else Live(console) if console.is_terminal else Lines(console)
     level = logging.INFO if session.verbose else logging.ERROR if quiet else logging.WARNING
     with ExitStack() as stack:
         stack.enter_context(_logs(RichHandler(console=console, show_path=False, markup=False), level))
         stack.enter_context(_transformers_silent())
+        stack.enter_context(_datasets_silent())
         stack.enter_context(warnings.catch_warnings())
         if not session.verbose:
             warnings.simplefilter("ignore")
@@ -157,3 +158,20 @@ def _transformers_silent() -> Iterator[None]:
         theirs.set_verbosity(verbosity)
         if bars:
             theirs.enable_progress_bar()
+
+
+@contextmanager
+def _datasets_silent() -> Iterator[None]:
+    import datasets
+    from datasets.utils import logging as theirs
+
+    verbosity, hidden = theirs.get_verbosity(), datasets.are_progress_bars_disabled()
+    # What it logs as an error, with a traceback, it also raises.
+    theirs.set_verbosity(logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(verbosity)
+        if not hidden:
+            datasets.enable_progress_bars()

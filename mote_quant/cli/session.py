@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from mote_quant.errors import MoteError, RecipeError, RunError
+from mote_quant.errors import MoteError, RecipeError
 
 INTERRUPTED = 130
 UNEXPECTED = 3
@@ -40,7 +40,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt as error:
             raise _fail(["interrupted"], INTERRUPTED, session.output) from error
         except MoteError as error:
-            resumable = session.output if isinstance(error, RunError) else None
+            resumable = session.output if error.resumable else None
             raise _fail([f"error: {line}" for line in _lines(error)], error.exit_code, resumable) from error
         except Exception as error:
             if session.debug:
@@ -58,7 +58,7 @@ def _fail(lines: list[str], code: int, output: Path | None) -> typer.Exit:
 
 
 def _lines(error: MoteError) -> list[str]:
-    return error.problems if isinstance(error, RecipeError) else str(error).splitlines()
+    return error.problems if isinstance(error, RecipeError) else error.message.splitlines()
 
 
 def _unexpected(error: Exception, debug: bool) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mote_quant.data.source import Sample, Source
+from mote_quant.errors import DataError
 
 __all__ = ["Sample", "Source", "open_source"]
 
@@ -33,6 +34,11 @@ def open_source(name: str, *, processor: Any = None, max_length: int | None = No
 def _digits_vqa(processor: Any, max_length: int | None, seed: int) -> Source:
     from mote_quant.data.digits_vqa.source import build_source
 
+    if processor is not None and not (hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")):
+        raise DataError(
+            f"digits-vqa needs a processor that takes images, of a vision-language model; this is a "
+            f"{type(processor).__name__}"
+        )
     return build_source(processor, seed)
 
 

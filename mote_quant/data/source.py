@@ -36,18 +36,21 @@ class Source:
     kind: str
 
 
-def within(source: Source, context: int | None) -> Source:
-    """`source` with batches that are refused (DataError) when they are longer than `context` tokens."""
-    if context is None:
-        return source
+def within(source: Source, context: int | None = None, vocabulary: int | None = None) -> Source:
+    """`source` with batches that are refused (DataError) beyond `context` tokens, or `vocabulary` different ones."""
 
     def collate(samples: Sequence[Sample]) -> dict[str, Tensor]:
         batch = source.collate(samples)
-        length = batch["input_ids"].shape[1]
-        if length > context:
+        length, largest = batch["input_ids"].shape[1], int(batch["input_ids"].max())
+        if context is not None and length > context:
             raise DataError(
                 f"{source.name}: a sample has {length} tokens, this model takes {context}; "
                 "set max_length, or shorten it"
+            )
+        if vocabulary is not None and largest >= vocabulary:
+            raise DataError(
+                f"{source.name}: its tokens go up to number {largest}, this model has {vocabulary} (0 to "
+                f"{vocabulary - 1}): the tokenizer is not that of the model"
             )
         return batch
 

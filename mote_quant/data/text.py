@@ -38,9 +38,11 @@ def blocks(documents: Iterable[str], tokenizer: Any, length: int) -> list[Sample
     ids: list[int] = []
     sizes: list[int] = []
     for document in documents:
-        encoded = tokenizer(document, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ids += encoded["input_ids"]
-        sizes += _byte_sizes(document, encoded["offset_mapping"])
+        fast = bool(tokenizer.is_fast)
+        encoded = tokenizer(document, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
+        tokens = encoded["input_ids"]
+        ids += tokens
+        sizes += _byte_sizes(document, encoded["offset_mapping"]) if fast else _shares(document, len(tokens))
         if tokenizer.eos_token_id is not None:
             ids.append(tokenizer.eos_token_id)
             sizes.append(0)
@@ -58,6 +60,12 @@ def _byte_sizes(document: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
         sizes.append(len(document[max(start, reached) : end].encode()))
         reached = max(reached, end)
     return sizes
+
+
+def _shares(document: str, tokens: int) -> list[int]:
+    """A document's UTF-8 bytes dealt out evenly: tokenizers written in Python do not say what each token covers."""
+    total = len(document.encode())
+    return [total * (index + 1) // tokens - total * index // tokens for index in range(tokens)]
 
 
 def collate_blocks(samples: Sequence[Sample]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mote_quant.errors import ArtifactError, SaveError
-from mote_quant.hf.integrity import describe, sync, verify_file
+from mote_quant.errors import SaveError
+from mote_quant.hf.integrity import describe, read_manifest, sync, verify_file
 
 _TENSORS, _STATE, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -44,31 +46,28 @@ def write(folder: Path, step: int, checkpoint: Checkpoint, extra: dict[str, str]
         sync(folder)
     except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise SaveError(
-            f"{target} could not be written: {error}. Earlier checkpoints are kept; free space and re-run"
-        ) from error
+        kept = "The checkpoint before it is kept; free" if latest(folder) else "Free"
+        raise SaveError(f"{target} could not be written: {error}. {kept} space and re-run") from error
     _drop_older(folder, target)
     return target
 
 
 def _drop_older(folder: Path, newest: Path) -> None:
     for path in folder.glob("*checkpoint-*"):
-        if path != newest:
+        if path != newest and _NAME.fullmatch(path.name.removeprefix(".").removesuffix(".part")):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def latest(folder: Path | None) -> Path | None:
     """The newest whole checkpoint in `folder`, or None."""
-    found = [] if folder is None else sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    return found[-1] if found else None
+    paths = [] if folder is None else folder.glob("checkpoint-*")
+    found = {int(match[1]): path for path in paths if (match := _NAME.fullmatch(path.name))}
+    return found[max(found)] if found else None
 
 
 def read(path: Path) -> Checkpoint:
     """Check `path` against its manifest, then read it. Raises ArtifactError naming the damaged file."""
-    try:
-        manifest = json.loads((path / _MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path / _MANIFEST} cannot be read ({error}); delete {path} to redo this step") from error
-    for name, expected in manifest.items():
-        verify_file(path / name, expected)
+    advice = f"delete {path} to redo this step, or to go on from an earlier checkpoint where one is left"
+    for name, expected in read_manifest(path / _MANIFEST, advice).items():
+        verify_file(path / name, expected, advice)
     return Checkpoint(load_file(path / _TENSORS), json.loads((path / _STATE).read_text()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from mote_quant.errors import ArtifactError
 
 _CHUNK = 1 << 22
+_COPY = "copy or build it again"
 
 
 def sha256(path: Path) -> str:
@@ -39,17 +41,30 @@ def verify_files(paths: Iterable[str | Path], manifest: Mapping[str, Mapping[str
         verify_file(path, manifest[name])
 
 
-def verify_file(path: Path, expected: Mapping[str, Any]) -> None:
-    """Raise ArtifactError unless `path` has the size and sha256 of `expected`."""
+def read_manifest(path: Path, advice: str, part: str | None = None) -> dict[str, dict[str, Any]]:
+    """File name -> size and sha256, as `path` (or `part` of it) lists them. ArtifactError ending in `advice`."""
+    try:
+        values = json.loads(path.read_text())
+        listed = values if part is None else values[part]
+        manifest = {name: {"bytes": int(row["bytes"]), "sha256": str(row["sha256"])} for name, row in listed.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ArtifactError(f"{path} cannot be read ({type(error).__name__}: {error}); {advice}") from error
+    if not manifest:
+        raise ArtifactError(f"{path} names no files; {advice}")
+    return manifest
+
+
+def verify_file(path: Path, expected: Mapping[str, Any], advice: str = _COPY) -> None:
+    """Raise ArtifactError, ending in `advice`, unless `path` has the size and sha256 of `expected`."""
     size = path.stat().st_size if path.exists() else -1
     if size < 0:
-        raise ArtifactError(f"{path} is missing; copy or build it again")
+        raise ArtifactError(f"{path} is missing; {advice}")
     if size != expected["bytes"]:
         raise ArtifactError(
-            f"{path} has {size} bytes, {expected['bytes']} were written: truncated or replaced. Copy or build it again"
+            f"{path} has {size} bytes, {expected['bytes']} were written: truncated or replaced; {advice}"
         )
     if sha256(path) != expected["sha256"]:
-        raise ArtifactError(f"{path} was altered after it was written (its sha256 differs). Copy or build it again")
+        raise ArtifactError(f"{path} was altered after it was written (its sha256 differs); {advice}")
 
 
 def sync(path: Path) -> None:

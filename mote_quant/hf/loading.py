@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mote_quant.errors import ArtifactError, BadWeightsError, ModelError, MoteError
-from mote_quant.hf.skeleton import _model_class, read_config
+from mote_quant.hf.skeleton import _language_config, _model_class, read_config
 
 
 def load_model(name: str) -> nn.Module:
@@ -47,6 +47,21 @@ def load_processor(name: str) -> Any | None:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return None
+
+
+def check_model(model: Any) -> None:
+    """ModelError unless `model` is a decoder-only language model of transformers with a head and real weights."""
+    kind = type(model).__name__
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"a model is needed, not {model!r}: load it with AutoModelForCausalLM.from_pretrained")
+    config = _language_config(model)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{kind} is an encoder-decoder model; a decoder-only one is needed (AutoModelForCausalLM)")
+    if getattr(model, "get_output_embeddings", lambda: None)() is None:
+        raise ModelError(f"{kind} has no language-model head; load it with AutoModelForCausalLM.from_pretrained")
+    hollow = next((name for name, tensor in model.state_dict().items() if tensor.is_meta), None)
+    if hollow is not None:
+        raise ModelError(f"{hollow} is on the meta device and has no weights; load the model with from_pretrained")
 
 
 def check_finite(model: nn.Module) -> None:

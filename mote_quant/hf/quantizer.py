@@ -16,10 +16,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from mote_quant.errors import ArtifactError
-
-METHOD = "mote"
-FORMAT_VERSION = 1
+from mote_quant.hf.stored import FORMAT_VERSION, METHOD, fingerprint, read_config
 
 
 class MoteConfig(QuantizationConfigMixin):  # type: ignore[misc]
@@ -40,11 +37,6 @@ class MoteConfig(QuantizationConfigMixin):  # type: ignore[misc]
         version: int = FORMAT_VERSION,
         quant_method: str = METHOD,
     ) -> None:
-        if version > FORMAT_VERSION:
-            raise ArtifactError(
-                f"config.json: this model is in mote format {version}, this mote-quant reads up to {FORMAT_VERSION}; "
-                "upgrade mote-quant"
-            )
         self.quant_method = quant_method
         self.version = version
         self.structure = structure or {"layouts": [], "packed": [], "cast": [], "dtypes": {}}
@@ -53,6 +45,17 @@ class MoteConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.z_loss = z_loss
         self.files = files or {}
         self.provenance = provenance or {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, with the sha256 of the structure; `from_dict` is its inverse."""
+        values: dict[str, Any] = super().to_dict()
+        return values | {"structure_sha256": fingerprint(self.structure)}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """From `config.json`; ArtifactError when it is malformed, of a later format, or altered."""
+        values = read_config(config_dict).model_dump(exclude={"structure_sha256"})
+        return super().from_dict(values, return_unused_kwargs, **kwargs)
 
 
 class MoteQuantizer(HfQuantizer):  # type: ignore[misc]

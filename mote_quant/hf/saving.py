@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
-from mote_quant.errors import RequestError, SaveError
+from mote_quant.errors import ArtifactError, RequestError, SaveError
 from mote_quant.formats.registry import format_for
 from mote_quant.hf.integrity import describe, sync
 from mote_quant.hf.structure import structure_of
@@ -37,29 +38,37 @@ def save_pretrained(
     quantizer = cast("MoteQuantizer", model.hf_quantizer)
     target = Path(save_directory)
     with _as_save_error(target), _latent(quantizer, latent):
-        _save_aside(model, target, *args, **kwargs)
+        _save_aside(target, partial(_own_save(model), *args, **kwargs))
 
 
-def save_model(model: nn.Module, folder: Path, processor: Any = None) -> None:
-    """Save any model, ours or still dense, and its processor: whole or not at all. Raises SaveError."""
-    if getattr(model, "hf_quantizer", None) is not None:
-        save_pretrained(model, folder)
-    else:
-        with _as_save_error(folder):
-            _save_aside(model, folder)
-    if processor is not None:
-        with _as_save_error(folder):
-            processor.save_pretrained(folder)
+def save_model(model: nn.Module, folder: Path, processor: Any = None) -> list[str]:
+    """Save any model, ours or still dense, and its processor: whole or not at all. Raises SaveError.
+
+    Returns the names of the files.
+    """
+    quantizer = getattr(model, "hf_quantizer", None)
+    saves = [_own_save(model), *([] if processor is None else [processor.save_pretrained])]
+    with _as_save_error(folder), nullcontext() if quantizer is None else _latent(quantizer, None):
+        return _save_aside(folder, *saves)
+
+
+def _own_save(model: nn.Module) -> Callable[..., Any]:
+    """`save_pretrained` as the class has it; on our models the instance has another, which comes here."""
+    return partial(cast(Any, type(model)).save_pretrained, model)
 
 
 def stored_bytes(folder: Path) -> int:
-    """Bytes of all tensors in the weight files of `folder`, file headers left out."""
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-        total += path.stat().st_size - 8 - header
-    return total
+    """Bytes of all tensors in the weight files of `folder`, file headers left out. ArtifactError for a cut-off file."""
+    return sum(_tensor_bytes(path) for path in sorted(folder.glob("*.safetensors")))
+
+
+def _tensor_bytes(path: Path) -> int:
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    size = path.stat().st_size
+    if size < 8 + header:
+        raise ArtifactError(f"{path} has {size} bytes, less than its header: truncated; copy or build it again")
+    return size - 8 - header
 
 
 def state_to_save(model: nn.Module, quantizer: MoteQuantizer) -> dict[str, Tensor]:
@@ -110,11 +119,12 @@ def _as_save_error(target: Path) -> Iterator[None]:
         raise SaveError(f"{target} could not be written: {error}. Whatever was there before is untouched") from error
 
 
-def _save_aside(model: nn.Module, target: Path, *args: Any, **kwargs: Any) -> None:
+def _save_aside(target: Path, *saves: Callable[[Path], Any]) -> list[str]:
     aside = _fresh(target / _ASIDE)
     try:
-        cast(Any, type(model)).save_pretrained(model, aside, *args, **kwargs)
-        _move_into_place(aside, target)
+        for save in saves:
+            save(aside)
+        return _move_into_place(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -127,20 +137,24 @@ def _fresh(folder: Path) -> Path:
     return folder
 
 
-def _move_into_place(aside: Path, target: Path) -> None:
+def _move_into_place(aside: Path, target: Path) -> list[str]:
     config_path = aside / "config.json"
     config = json.loads(config_path.read_text())
     weights = sorted(aside.glob("*.safetensors"))
     if "quantization_config" in config:
         config["quantization_config"]["files"] = {path.name: describe(path) for path in weights}
         config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    others = [path for path in aside.iterdir() if path not in weights and path != config_path]
-    for path in aside.iterdir():
+    written = [path for path in aside.rglob("*") if path.is_file()]
+    others = [path for path in written if path not in weights and path != config_path]
+    for path in written:
         sync(path)
     for path in [*weights, *others, config_path]:
-        os.replace(path, target / path.name)
+        place = target / path.relative_to(aside)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, place)
     _drop_stale_shards(target, {path.name for path in weights})
     sync(target)
+    return [path.relative_to(aside).as_posix() for path in written]
 
 
 def _drop_stale_shards(target: Path, written: set[str]) -> None:

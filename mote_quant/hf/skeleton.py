@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from mote_quant.errors import ModelError
+from mote_quant.errors import ArtifactError, ModelError
+from mote_quant.hf import stored
+from mote_quant.hf.stored import METHOD, WHERE, StoredConfig
 from mote_quant.hf.structure import Structure, rebuild, structure_of
 
 
@@ -33,13 +36,13 @@ def _language_config(model: nn.Module) -> Any:
 
 def skeleton_of(config: Any) -> nn.Module:
     """A meta-device model of `config` (a transformers config), with our modules where the config says so."""
-    quantization = getattr(config, "quantization_config", None)
+    ours = stored_config(config)
     config = copy.deepcopy(config)
-    if quantization is not None:
+    if ours is not None:
         del config.quantization_config
     skeleton = _on_meta(_model_class(config), config, _dtype(config))
-    if quantization is not None:
-        rebuild(skeleton, Structure.from_dict(_structure_values(quantization)))
+    if ours is not None:
+        rebuild(skeleton, Structure.from_dict(ours.structure))
     return skeleton
 
 
@@ -55,13 +58,17 @@ def _dtype(config: Any) -> torch.dtype:
     return getattr(torch, dtype) if isinstance(dtype, str) else cast(torch.dtype, dtype)
 
 
-def _structure_values(quantization: Any) -> dict[str, Any]:
+def stored_config(config: Any) -> StoredConfig | None:
+    """What a transformers config says of our files; None without a word, ArtifactError when it cannot be read."""
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return None
     values = quantization if isinstance(quantization, dict) else quantization.to_dict()
-    if values.get("quant_method") != "mote":
+    if values.get("quant_method") != METHOD:
         raise ModelError(
             f"this model is already quantized with {values.get('quant_method')}; start from its full-precision weights"
         )
-    return cast(dict[str, Any], values["structure"])
+    return stored.read_config(values)
 
 
 def _model_class(config: Any) -> Any:
@@ -80,9 +87,16 @@ def read_config(folder: Path) -> Any:
     """The transformers config of a model folder; ModelError when there is none or it cannot be read."""
     from transformers import AutoConfig
 
-    if not (folder / "config.json").is_file():
+    path = folder / "config.json"
+    if not path.is_file():
         raise ModelError(f"{folder} holds no config.json: it is no model folder")
     try:
+        values = json.loads(path.read_text())
+        # transformers takes this for granted.
+        if isinstance(values, dict) and not isinstance(values.get("quantization_config"), dict | None):
+            raise ArtifactError(f"{WHERE} cannot be read: expected a mapping; copy or build the model again")
         return AutoConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder / 'config.json'} cannot be read: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{path} cannot be read: {next(iter(str(error).splitlines()), type(error).__name__)}"
+        ) from error

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from mote_quant.errors import ArtifactError
+from mote_quant.errors import ArtifactError, FormatError
+from mote_quant.hf.stored import WHERE, StoredStructure, read
 from mote_quant.kernels.cast_linear import CastLinear
 from mote_quant.kernels.packed_linear import PackedLinear
-from mote_quant.moe import MoteLayout, blocks, install
-from mote_quant.recipe.schema import IntegerBits, TernaryBits
+from mote_quant.moe import MoteBlock, MoteLayout, blocks, install
+from mote_quant.recipe.schema import Bits, FloatBits, IntegerBits, TernaryBits
 from mote_quant.ternary.linear import TernaryLinear
 
 PackedSpec = IntegerBits | TernaryBits
@@ -44,18 +46,16 @@ class Structure:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Structure:
         """The structure that `to_dict` described; ArtifactError when it is malformed."""
-        try:
-            layouts = tuple(MoteLayout.from_dict(layout) for layout in values["layouts"])
-            packed = {module: _spec(group["spec"]) for group in values["packed"] for module in group["modules"]}
-            dtypes = {name: dtype for dtype, names in values["dtypes"].items() for name in names}
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"config.json: quantization_config.structure cannot be read ({error})") from error
-        return cls(layouts, packed, tuple(values["cast"]), dtypes)
+        stored = read(StoredStructure, values, f"{WHERE}.structure")
+        packed = {name: _packed_spec(group.spec) for group in stored.packed for name in group.modules}
+        dtypes = {name: dtype for dtype, names in stored.dtypes.items() for name in names}
+        return cls(tuple(stored.layouts), packed, tuple(stored.cast), dtypes)
 
 
-def _spec(values: dict[str, Any]) -> PackedSpec:
-    kind = TernaryBits if values["format"] == "ternary" else IntegerBits
-    return kind.model_construct(**values)
+def _packed_spec(spec: Bits) -> PackedSpec:
+    if isinstance(spec, FloatBits):
+        raise ArtifactError(f"{WHERE}.structure.packed cannot be read: {spec.format} is no packed format")
+    return spec
 
 
 def structure_of(model: nn.Module, *, latent: bool) -> Structure:
@@ -72,19 +72,32 @@ def structure_of(model: nn.Module, *, latent: bool) -> Structure:
 def _uncommon_dtypes(model: nn.Module, packed: dict[str, PackedSpec]) -> dict[str, str]:
     """Parameters that loading in the model's own type would cast: their type has to be remembered."""
     own = getattr(model, "dtype", torch.float32)
-    weights = {f"{name}.weight" for name in packed}
-    for name, module in model.named_modules():
-        if isinstance(module, TernaryLinear):  # float32 by construction
-            weights |= {f"{name}.{key}" for key, _ in module.named_parameters(recurse=False)}
-    routers = {
-        f"{name}.gate.{key}" for name, block in blocks(model).items() for key, _ in block.gate.named_parameters()
-    }
-    named = {name: p.dtype for name, p in model.named_parameters() if name not in weights | routers}
-    return {name: str(dtype).removeprefix("torch.") for name, dtype in named.items() if dtype != own}
+    float32 = {name for path, block in blocks(model).items() for name in _built_in_float32(path, block)}
+    packed_weights = {f"{name}.weight" for name in packed}
+    named = {name: p.dtype for name, p in model.named_parameters() if name not in packed_weights}
+    uncommon = {name: dtype for name, dtype in named.items() if dtype != (torch.float32 if name in float32 else own)}
+    return {name: str(dtype).removeprefix("torch.") for name, dtype in uncommon.items()}
+
+
+def _built_in_float32(path: str, block: MoteBlock) -> Iterator[str]:
+    """The parameters of a block that `install` makes float32 in any model: the router's, and ternary experts'."""
+    parts = ("gate", "experts") if block.layout.ternary is not None else ("gate",)
+    for part in parts:
+        yield from (name for name, _ in block.get_submodule(part).named_parameters(prefix=f"{path}.{part}"))
 
 
 def rebuild(model: nn.Module, structure: Structure) -> None:
-    """Give a dense model (a skeleton on meta, or a live one) our modules, uninitialised, in the place of its own."""
+    """Give a dense model (a skeleton on meta, or a live one) our modules, uninitialised, in the place of its own.
+
+    ArtifactError when the structure is not one of this model.
+    """
+    try:
+        _rebuild(model, structure)
+    except (AttributeError, FormatError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{WHERE}.structure does not fit this model: {error}") from error
+
+
+def _rebuild(model: nn.Module, structure: Structure) -> None:
     for layout in structure.layouts:
         install(model, layout)
     for name, spec in structure.packed.items():
@@ -94,18 +107,26 @@ def rebuild(model: nn.Module, structure: Structure) -> None:
     parameters = dict(model.named_parameters())
     for name, dtype in structure.dtypes.items():
         if name not in parameters:
-            raise ArtifactError(
-                f"config.json: quantization_config.structure names {name}, which the model does not have"
-            )
-        parameters[name].data = parameters[name].data.to(getattr(torch, dtype))
+            raise ValueError(f"it has no parameter {name}")
+        parameters[name].data = parameters[name].data.to(_dtype(dtype))
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"there is no type {name}")
+    return dtype
 
 
 def empty_packed(linear: nn.Module, spec: PackedSpec) -> PackedLinear:
     """A PackedLinear with room for the weight of `linear` (Linear or Conv1D), on the same device."""
     weight = cast(Tensor, linear.weight)
     rows, columns = reversed(weight.shape) if is_transposed(linear) else weight.shape
-    bias = getattr(linear, "bias", None) is not None
-    return PackedLinear.empty(spec, columns, rows, bias, weight.dtype, weight.device)
+    bias = cast("Tensor | None", getattr(linear, "bias", None))
+    packed = PackedLinear.empty(spec, columns, rows, bias is not None, weight.dtype, weight.device)
+    if packed.bias is not None and bias is not None:
+        packed.bias.data = packed.bias.data.to(bias.dtype)
+    return packed
 
 
 def is_transposed(linear: nn.Module) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from mote_quant.errors import TrainingError
 from mote_quant.hf import checkpoint as checkpoints
 from mote_quant.hf import random_state
+from mote_quant.hf.quantizer import MoteQuantizer
 
 
 class Schedule(Dataset[Any]):  # type: ignore[misc,unused-ignore]
@@ -51,7 +53,8 @@ class MoteTrainer(Trainer):  # type: ignore[misc]
         collate: Callable[[Sequence[Any]], dict[str, Tensor]],
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        super().__init__(model, arguments, data_collator=collate, train_dataset=schedule, callbacks=list(callbacks))
+        with _taken_for_dense(model):
+            super().__init__(model, arguments, data_collator=collate, train_dataset=schedule, callbacks=list(callbacks))
         self.remove_callback(PrinterCallback)
         self.tokens = 0
 
@@ -112,6 +115,19 @@ class MoteTrainer(Trainer):  # type: ignore[misc]
         if checkpoint is not None:
             read = checkpoints.read(Path(checkpoint))
             random_state.restore(_part(read.tensors, "random"), read.values["random"])
+
+
+@contextmanager
+def _taken_for_dense(model: nn.Module) -> Iterator[None]:
+    """Trainer refuses a model of packed weights; what is trained here (a router, a norm) is float all the same."""
+    if not isinstance(getattr(model, "hf_quantizer", None), MoteQuantizer):
+        yield
+        return
+    cast(Any, model).is_quantized = False
+    try:
+        yield
+    finally:
+        cast(Any, model).is_quantized = True
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

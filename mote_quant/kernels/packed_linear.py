@@ -72,7 +72,7 @@ class PackedLinear(nn.Module):
     ) -> Self:
         """Integer codes [out, in] with scales (and zero points) -> a layer; FormatError if they do not fit the spec."""
         tensors = format_for(spec).compress(codes, scale, zero)
-        copied = None if bias is None else bias.detach().to(dtype, copy=True)
+        copied = None if bias is None else bias.detach().clone()
         return cls(spec, (codes.shape[0], codes.shape[1]), tensors, copied, dtype)
 
     @property

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter
+
+from mote_quant.recipe.scalars import Fraction, PositiveInt
 from mote_quant.recipe.schema import TernaryBits
+
+
+def without_idle(spec: Any) -> Any:
+    """A stored spec without the group size that means nothing beside its granularity, which the schema refuses."""
+    if not isinstance(spec, dict) or spec.get("granularity", "group") == "group":
+        return spec
+    return {key: value for key, value in spec.items() if key != "group_size"}
 
 
 @dataclass(frozen=True)
@@ -16,23 +27,29 @@ class MoteLayout:
     dense block (`inline`: of the decoder layer itself, which holds no feed-forward module of its own).
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
     path: str
-    kind: str
+    kind: Literal["gated", "plain"]
     up: str
     down: str
     gate: str | None
     activation: str
     inline: bool
-    hidden_size: int
-    intermediate_size: int
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
     bias: bool
-    experts: int
-    top_k: int
+    experts: PositiveInt
+    top_k: PositiveInt
     shared: bool
-    combine: str
-    mix: float
+    combine: Literal["additive", "convex", "zero_init"]
+    mix: Fraction
     normalize_gates: bool
-    ternary: TernaryBits | None
+    ternary: Annotated[TernaryBits | None, BeforeValidator(without_idle)]
+
+    def __post_init__(self) -> None:
+        if self.top_k > self.experts:
+            raise ValueError(f"{self.path}: top_k {self.top_k} of {self.experts} experts")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` is its inverse."""
@@ -42,6 +59,5 @@ class MoteLayout:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MoteLayout:
-        """The layout that `to_dict` described."""
-        ternary = values["ternary"]
-        return cls(**{**values, "ternary": None if ternary is None else TernaryBits.model_construct(**ternary)})
+        """The layout that `to_dict` described; ValueError (pydantic's) when it is none."""
+        return TypeAdapter(cls).validate_json(json.dumps(values))

@@ -32,7 +32,8 @@ class _Attach(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, loss: Tensor) -> Tensor:
-        return output.view_as(output)
+        # No view: some models add to the layer's output in place (Falcon), which autograd forbids for such a view.
+        return output.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:

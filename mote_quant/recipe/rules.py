@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mote_quant.recipe.mistakes import Mistake
+from mote_quant.recipe.roles import ROLES
 
 Settings = Mapping[str, Any]
 
@@ -104,6 +105,20 @@ def _shared_was_kept(outline: Outline) -> Iterator[Mistake]:
                 yield ("pipeline", index, "train", "what", place), text
 
 
+def _zero_init_trains_its_router(outline: Outline) -> Iterator[Mistake]:
+    zero = [index for index, settings in outline.settings("upcycle") if settings["combine"] == "zero_init"]
+    for index, step in enumerate(outline.steps):
+        if not zero or index <= zero[0]:
+            continue
+        what = None if step.settings is None else step.settings.get("what", ())
+        # Once the scale has moved, experts learn without the router too.
+        if what is None or any(target == "router" or target not in ROLES for target in what):
+            return
+        if "routed" in what:
+            text = "zero_init starts at scale 0, which only `router` moves: add router to what"
+            yield ("pipeline", index, "train", "what"), text
+
+
 RULES: tuple[Callable[[Outline], Iterator[Mistake]], ...] = (
     _once,
     _quantize_is_last,
@@ -111,4 +126,5 @@ RULES: tuple[Callable[[Outline], Iterator[Mistake]], ...] = (
     _gptq_needs_calibration,
     _experts_exist_before_they_train,
     _shared_was_kept,
+    _zero_init_trains_its_router,
 )

@@ -46,6 +46,7 @@ Positive = Annotated[Real, Field(gt=0.0)]
 NotNegative = Annotated[Real, Field(ge=0.0)]
 Fraction = Annotated[Real, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+Tokens = Annotated[int, Field(ge=2)]  # the first is only ever read, never predicted
 LayerIndex = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 GroupSize = Annotated[int, AfterValidator(_positive_or_whole_row)]

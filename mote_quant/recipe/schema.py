@@ -26,6 +26,7 @@ from mote_quant.recipe.scalars import (
     Several,
     Target,
     Text,
+    Tokens,
 )
 
 FloatName = Literal["float32", "bfloat16", "float16"]
@@ -160,7 +161,7 @@ class Train(Closed):
     z_loss: NotNegative = 0.0
     ternary_ramp: Fraction = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
-    max_length: PositiveInt | None = None
+    max_length: Tokens | None = None
     checkpoint_every: PositiveInt | None = None
 
 
@@ -170,7 +171,7 @@ class Calibration(Closed):
     data: Text
     samples: PositiveInt = 128
     batch_size: PositiveInt = 8
-    max_length: PositiveInt | None = None
+    max_length: Tokens | None = None
 
 
 class Quantize(Closed):

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from mote_quant import pipeline
 from mote_quant.cli import app
+from mote_quant.data import opener
 from tests import pico
 from tests.sources import source_for
 
@@ -55,7 +55,7 @@ def _patch_data(patch: pytest.MonkeyPatch) -> list[str]:
         opened.append(name)
         return source
 
-    patch.setattr(pipeline, "open_source", open_source)
+    patch.setattr(opener, "open_source", open_source)
     return opened
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import mote_quant
 from mote_quant import pipeline
 from mote_quant.cli.progress import Lines
-from mote_quant.errors import SaveError
+from mote_quant.errors import SaveError, TrainingError
 from mote_quant.hf.loading import load_model
 
 Mote = Callable[..., Any]
@@ -149,3 +150,42 @@ def test_a_bug_is_one_line_and_with_debug_a_traceback(
     debug = mote("--debug", "apply", recipe, "-m", model, "-q")
     assert debug.exit_code == 3
     assert "Traceback" in debug.stderr
+
+
+def test_a_recipe_that_cannot_train_is_not_to_be_resumed(
+    mote: Mote, recipe: str, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "apply", Given(TrainingError("the loss is nan")))
+    result = mote("apply", recipe, "-m", model, "-q")
+    assert (result.exit_code, result.stderr) == (3, "error: the loss is nan\n")
+
+
+def test_advice_for_python_is_not_for_the_command_line(
+    mote: Mote, recipe: str, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = SaveError("disk full")
+    error.advice = "the model object was changed"
+    monkeypatch.setattr(pipeline, "apply", Given(error))
+    assert "object" not in mote("apply", recipe, "-m", model, "-q").stderr
+
+
+def test_data_with_an_empty_name(mote: Mote, recipe: str, model: str, tmp_path: Path) -> None:
+    result = mote("apply", recipe, "-m", model, "-o", tmp_path / "out", "--data", "", "-q")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: data is empty")
+
+
+@pytest.mark.parametrize("content", [None, "", "{}"])
+def test_a_finished_run_without_its_report_is_finished(
+    finished: tuple[Any, Path], mote: Mote, recipe: str, model: str, tmp_path: Path, content: str | None
+) -> None:
+    out = Path(shutil.copytree(finished[1], tmp_path / "copy"))
+    report = out / "run" / "report.json"
+    report.unlink() if content is None else report.write_text(content)
+    command = ("apply", recipe, "-m", model, "-o", out)
+    quiet = mote(*command, "-q")
+    assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
+    for flags in ((), ("--json",)):
+        told = mote(*command, *flags)
+        assert told.exit_code == 0
+        assert f"warning: the run is complete, but its report is not: {report}" in told.stderr

@@ -3,13 +3,17 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from pathlib import Path
 
+import datasets
 import pytest
 from rich.console import Console
 from transformers.utils import logging as theirs
 
 from mote_quant.cli.progress import Hidden, Lines, Live, watching
 from mote_quant.cli.session import Session
+from mote_quant.data.local import read_rows
+from mote_quant.errors import DataError
 
 
 def _screen(terminal: bool) -> Console:
@@ -53,14 +57,30 @@ def test_closing_twice_or_before_the_start_is_harmless() -> None:
     display.close()
 
 
+def _settings(logger: logging.Logger) -> tuple[object, ...]:
+    of_transformers = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    of_datasets = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    return logger.level, list(logger.handlers), *of_transformers, *of_datasets
+
+
 def test_whatever_is_quietened_speaks_again_afterwards(capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger("mote_quant")
-    before = (logger.level, list(logger.handlers), theirs.get_verbosity(), theirs.is_progress_bar_enabled())
+    before = _settings(logger)
     with watching(Session(), quiet=True) as display:
         assert isinstance(display, Hidden)
         warnings.warn("unheard", FutureWarning, stacklevel=1)  # an error outside
         logger.warning("unheard too")
         assert not theirs.is_progress_bar_enabled()
-    after = (logger.level, list(logger.handlers), theirs.get_verbosity(), theirs.is_progress_bar_enabled())
-    assert after == before
+    assert _settings(logger) == before
     assert capsys.readouterr().err == ""
+
+
+def test_reading_data_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows, junk = tmp_path / "a.jsonl", tmp_path / "a.parquet"
+    rows.write_text('{"text": "some text"}')
+    junk.write_bytes(b"not parquet")
+    with watching(Session(), quiet=True):
+        assert len(list(read_rows(rows))) == 1
+        with pytest.raises(DataError, match="cannot be read"):
+            read_rows(junk)
+    assert capfd.readouterr() == ("", "")

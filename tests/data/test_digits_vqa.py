@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from mote_quant.data import open_source
 from mote_quant.data.digits_vqa.facts import FACTS, answers
 from mote_quant.data.digits_vqa.model import build_config, train_vision
 from mote_quant.data.digits_vqa.processor import build_processor
@@ -15,6 +16,7 @@ from mote_quant.data.digits_vqa.questions import KINDS
 from mote_quant.data.digits_vqa.scenes import COLUMNS, HEIGHT, ROWS, WIDTH, load_digits
 from mote_quant.data.digits_vqa.source import Sizes, build_source
 from mote_quant.data.source import IGNORED
+from mote_quant.errors import DataError
 
 SMALL = Sizes(train=3000, validation=200, test=800)
 
@@ -116,3 +118,8 @@ def test_the_tower_learns_to_read_from_training_images(processor):
     digits = load_digits()
     first = train_vision(tower, digits, 0, steps=2)
     assert train_vision(tower, digits, 0, steps=60) < 0.8 * first
+
+
+def test_a_tokenizer_is_not_enough(processor):
+    with pytest.raises(DataError, match=r"digits-vqa needs a processor that takes images.*Tokenizer"):
+        open_source("digits-vqa", processor=processor.tokenizer)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from transformers import ByT5Tokenizer
 
-from mote_quant.data import open_source
+from mote_quant.data import open_source, text
 from mote_quant.data.local import split
 from mote_quant.data.source import IGNORED, within
 from mote_quant.data.stdlib_text.processor import build_processor
@@ -124,6 +125,24 @@ def test_a_file_that_is_not_there_or_a_folder(tmp_path, tokenizer):
         open_source(str(tmp_path), processor=tokenizer)
 
 
+def test_a_tokenizer_written_in_python(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("naïve " * 50)
+    source = open_source(str(path), processor=ByT5Tokenizer(), max_length=16)
+    samples = [*source.train, *source.validation, *source.test]
+    assert len(samples) == 350 // 16
+    assert {sample["bytes"] for sample in samples} == {15}
+
+
+@pytest.mark.parametrize("words", ["one two three", "é" * 5])
+def test_shares_of_a_document_add_up(words):
+    for tokens in (1, 3, 4, 50):
+        shares = text._shares(words, tokens)
+        assert len(shares) == tokens
+        assert sum(shares) == len(words.encode())
+        assert max(shares) - min(shares) <= 1
+
+
 def test_text_without_a_tokenizer(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("text")
@@ -144,3 +163,13 @@ def test_a_batch_longer_than_the_context_is_refused(tmp_path, tokenizer):
     source = within(open_source(str(path), processor=tokenizer, max_length=16), 15)
     with pytest.raises(DataError, match="16 tokens, this model takes 15"):
         source.collate(source.train[:1])
+
+
+def test_a_token_the_model_does_not_have_is_refused(tmp_path, tokenizer):
+    path = tmp_path / "a.txt"
+    path.write_text("some text " * 100)
+    source = open_source(str(path), processor=tokenizer, max_length=16)
+    largest = max(int(sample["input_ids"].max()) for sample in source.train)
+    within(source, vocabulary=largest + 1).collate(source.train)
+    with pytest.raises(DataError, match=f"number {largest}, this model has {largest}"):
+        within(source, vocabulary=largest).collate(source.train)

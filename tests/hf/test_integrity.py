@@ -72,7 +72,7 @@ def test_checkpoints_replace_one_another_and_read_back(tmp_path):
 
 
 def test_the_newest_is_the_highest_number_not_the_last_word(tmp_path):
-    for step in ("checkpoint-9", "checkpoint-10", ".checkpoint-11.part"):
+    for step in ("checkpoint-9", "checkpoint-10", ".checkpoint-11.part", "checkpoint-old"):
         (tmp_path / step).mkdir()
     assert checkpoint.latest(tmp_path) == tmp_path / "checkpoint-10"
     assert checkpoint.latest(None) is None
@@ -86,7 +86,9 @@ def test_a_failed_write_keeps_the_older_checkpoint(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(checkpoint, "save_file", fail)
-    with pytest.raises(SaveError, match=r"checkpoint-2 could not be written: disk full"):
+    with pytest.raises(
+        SaveError, match=r"checkpoint-2 could not be written: disk full\. The checkpoint before it is kept"
+    ):
         checkpoint.write(tmp_path, 2, one(2.0), {})
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     assert checkpoint.read(tmp_path / "checkpoint-1").values == {"value": 1.0}

@@ -48,6 +48,15 @@ def test_attach_changes_no_value_and_passes_gradient_one_whatever_the_loss():
         assert output.grad.tolist() == [factor] * 3
 
 
+def test_what_attach_returns_may_be_added_to_in_place():
+    output, weight = torch.ones(3, requires_grad=True), torch.tensor(2.0, requires_grad=True)
+    attached = attach(output * 1, weight * 5)
+    attached += 1
+    attached.sum().backward()
+    assert weight.grad.item() == 5.0
+    assert output.tolist() == [1.0] * 3
+
+
 def tokens() -> torch.Tensor:
     return torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(0))
 

@@ -85,6 +85,8 @@ ONE_SLIP: dict[str, tuple[str, str, int, str, str]] = {
     "tag on a mapping": ("bits:", "bits: !!omap", 4, "bits", "the tag !!omap has no place"),
     "tag that does not fit": ("seed: 3", "seed: !!int x", 3, "seed", "x cannot be read as int"),
     # ranges
+    "one token to train on": ("800", "800, max_length: 1", 11, "pipeline[1].train.max_length", "must be at least 2, not 1"),
+    "one token to calibrate with": ("samples: 256", "max_length: 1", 12, "pipeline[2].quantize.calibration.max_length", "must be at least 2, not 1"),
     "negative seed": ("seed: 3", "seed: -3", 3, "seed", "must be at least 0, not -3"),
     "enormous seed": ("seed: 3", "seed: 99999999999", 3, "seed", "must be at most 4294967295"),
     "no steps": ("800", "0", 11, "pipeline[1].train.steps", "must be at least 1, not 0"),
@@ -113,6 +115,7 @@ ONE_SLIP: dict[str, tuple[str, str, int, str, str]] = {
     "second upcycle": ("  - train:", "  - upcycle: {}\n  - train:", 11, "pipeline[1].upcycle", "a second upcycle step"),
     "experts trained before they exist": ("pipeline:\n", "pipeline:\n  - train: {what: [norm, router], data: d, steps: 1}\n", 10, "pipeline[0].train.what[1]", "comes later in pipeline"),
     "shared expert that was not kept": ("top_k: 1", "shared: none", 6, "bits.shared", "keeps no shared expert"),
+    "a scale that nothing moves": ("top_k: 1}\n  - train: {what: [routed, router]", "combine: zero_init}\n  - train: {what: [routed]", 11, "pipeline[1].train.what", "zero_init starts at scale 0, which only `router` moves: add router"),
     "two verbs in one entry": ("top_k: 1}", "top_k: 1}\n    quantize: {}", 10, "pipeline[0]", "exactly one of upcycle, train, quantize"),
     "no verb": ("  - train:", "  - {}\n  - train:", 11, "pipeline[1]", "exactly one of upcycle, train, quantize"),
     "entry that is text": ("  - train:", "  - trian\n  - train:", 11, "pipeline[1]", 'expected a mapping (key: value), not text "trian"'),
@@ -186,6 +189,20 @@ def test_one_slip_is_one_located_problem(kind: str) -> None:
     [problem] = in_file(GOOD.replace(old, new, 1))
     assert problem.startswith(f"x.yaml:{line}: {path}: ")
     assert words in problem
+
+
+@pytest.mark.parametrize("what", [["routed"], ["norm", "routed"], ["routed", "shared"]])
+@pytest.mark.parametrize("opener", ["router", "*", "re:gate", "Router"])
+def test_once_the_scale_of_zero_init_can_move_experts_may_train_alone(what: list[str], opener: str) -> None:
+    def train(*targets: str) -> dict[str, Any]:
+        return {"train": {"what": [*targets], "data": "d", "steps": 1}}
+
+    values = {"name": "x", "pipeline": [{"upcycle": {"combine": "zero_init"}}, train(*what)]}
+    assert "zero_init" in problems(values)[0]
+    values["pipeline"].insert(1, train(opener))  # type: ignore[attr-defined]
+    assert load(values)
+    assert load({**values, "pipeline": [{"upcycle": {"combine": "zero_init"}}, train(opener, *what)]})
+    assert load({**values, "pipeline": [{"upcycle": {}}, train(*what)]})
 
 
 @pytest.mark.parametrize("kind", NO_RECIPE)

@@ -241,10 +241,11 @@ trains = some(
     warmup=fraction,
     balance_loss=real,
     precision=choice("float32", "bfloat16"),
-    max_length=positive | st.none(),
+    max_length=st.integers(2, 10**6) | st.none(),
 )
 quantizes = some(
-    {"calibration": some({"data": text}, samples=positive, max_length=positive)}, unhit=choice("fallback_rtn", "error")
+    {"calibration": some({"data": text}, samples=positive, max_length=st.integers(2, 10**6))},
+    unhit=choice("fallback_rtn", "error"),
 )
 
 

@@ -7,23 +7,33 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from mote_quant.anatomy.structure import ask
 from mote_quant.errors import FormatError
+from mote_quant.formats import dtype_of
 from mote_quant.hf.structure import replace_module
 from mote_quant.kernels.cast_linear import CastLinear
+from mote_quant.kernels.packed_linear import PackedLinear
 from mote_quant.recipe.schema import FloatBits
 from mote_quant.ternary.linear import TernaryLinear
+
+Types = frozenset[torch.dtype]
+_CAST_ON_USE = (CastLinear, PackedLinear, TernaryLinear)
 
 
 def cast_parameters(model: nn.Module, casts: Mapping[str, FloatBits]) -> None:
     """Give each named parameter its type, in place. FormatError where the model could not compute with the result."""
+    before, main_before = _own_types(model), main_dtype(model)
     parameters = dict(model.named_parameters())
     for name, spec in casts.items():
-        parameters[name].data = parameters[name].data.to(getattr(torch, spec.format))
+        parameters[name].data = parameters[name].data.to(dtype_of(spec.format))
     main = main_dtype(model)
-    for name in dict.fromkeys(name.rpartition(".")[0] for name in casts):
-        _fit(model, name, main, casts)
+    for name, types in _own_types(model).items():
+        # What stood apart before and was not touched (a tower kept in float32) knows how to.
+        stood_apart = types == before[name] and types != {main_before}
+        if types != {main} and not stood_apart:
+            _fit(model, name, types, main)
 
 
 def main_dtype(model: nn.Module) -> torch.dtype:
@@ -32,17 +42,26 @@ def main_dtype(model: nn.Module) -> torch.dtype:
     return next(model.parameters()).dtype if weight is None else cast(Tensor, weight).dtype
 
 
-def _fit(model: nn.Module, name: str, main: torch.dtype, casts: Mapping[str, FloatBits]) -> None:
+def _own_types(model: nn.Module) -> dict[str, Types]:
+    """The types of the floating-point parameters of each module that has some of its own."""
+    types = {
+        name: frozenset(p.dtype for p in module.parameters(recurse=False) if p.is_floating_point())
+        for name, module in model.named_modules()
+    }
+    return {name: own for name, own in types.items() if own}
+
+
+def _fit(model: nn.Module, name: str, types: Types, main: torch.dtype) -> None:
     module = model.get_submodule(name)
-    if isinstance(module, nn.Linear):
-        if module.weight.dtype != main and not isinstance(module, TernaryLinear):
-            replace_module(model, name, CastLinear.of(module))
+    if isinstance(module, _CAST_ON_USE) or getattr(module, "keeps_float32", False):
         return
-    own = {p.dtype for key, p in module.named_parameters(recurse=False) if f"{name}.{key}" in casts}
-    if own - {main} and not getattr(module, "keeps_float32", False):
-        kept = str(next(iter(own - {main}))).removeprefix("torch.")
-        raise FormatError(
-            f"{name} ({type(module).__name__}) cannot be {kept} while the model computes in "
-            f"{str(main).removeprefix('torch.')}: only linear layers cast on use. "
-            "Give the embedding the same format, or drop the rule"
-        )
+    # nn.MultiheadAttention reads the weight of that one class itself and never calls the layer.
+    if isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear):
+        replace_module(model, name, CastLinear.of(module))
+        return
+    other = str(next(iter(types - {main}))).removeprefix("torch.")
+    raise FormatError(
+        f"{name} ({type(module).__name__}) cannot be {other} while the model computes in "
+        f"{str(main).removeprefix('torch.')}, the type of its input embedding: only linear layers cast on use. "
+        "Give both the same format, or drop the rule"
+    )

@@ -1,0 +1,47 @@
+"""The data of one model's run: every source is opened once, and refused where the model cannot take it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from torch import nn
+
+from mote_quant.data import open_source
+from mote_quant.data.source import Source, within
+from mote_quant.errors import DataError
+
+Opener = Callable[[str, int | None], Source]
+
+
+def opener_for(model: nn.Module, *, processor: Any = None, data: str | Source | None = None, seed: int = 0) -> Opener:
+    """Opens what a step names, or `data` in place of all names. DataError for what does not fit `model`."""
+    if isinstance(data, str) and not data.strip():
+        raise DataError("data is empty: name a file or a data source, or leave it out")
+    context = _text_config(model, "max_position_embeddings")
+    opened: dict[tuple[str, int | None], Source] = {}
+
+    def open_data(name: str, max_length: int | None) -> Source:
+        if isinstance(data, Source):
+            return _fitted(data, model)
+        if max_length is not None and context is not None and max_length > context:
+            raise DataError(f"max_length: {max_length} is more than the {context} tokens this model can take")
+        key = (data or name, max_length)
+        if key not in opened:
+            source = open_source(key[0], processor=processor, max_length=max_length, seed=seed)
+            opened[key] = _fitted(source, model)
+        return opened[key]
+
+    return open_data
+
+
+def _fitted(source: Source, model: nn.Module) -> Source:
+    if source.kind == "vqa" and getattr(cast(Any, model).config, "vision_config", None) is None:
+        raise DataError(f"{source.name} asks about images, {type(model).__name__} takes text only; choose other data")
+    return within(source, _text_config(model, "max_position_embeddings"), _text_config(model, "vocab_size"))
+
+
+def _text_config(model: nn.Module, name: str) -> int | None:
+    """A size of the language model, where its config says it."""
+    size: int | None = getattr(cast(Any, model).config.get_text_config(), name, None)
+    return size

@@ -1,0 +1,65 @@
+"""What makes a run this run, and how two runs differ."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from mote_quant.data.source import Source
+from mote_quant.recipe import Recipe
+from mote_quant.recipe.plain import settings
+from mote_quant.recipe.schema import Quantize, Train
+
+
+def fingerprint_of(recipe: Recipe, model: nn.Module, open_data: Callable[[str, int | None], Source]) -> dict[str, Any]:
+    """The resolved recipe, the model's weights, the data."""
+    named = [step.config for step in recipe.pipeline]
+    wanted = {(c.data, c.max_length) for c in named if isinstance(c, Train)}
+    wanted |= {
+        (c.calibration.data, c.calibration.max_length) for c in named if isinstance(c, Quantize) and c.calibration
+    }
+    sources = {f"{name}@{length}" if length else name: (name, length) for name, length in sorted(wanted, key=str)}
+    # As a list, for the order of `bits` decides which rule wins.
+    values = settings(recipe)
+    values["bits"] = [{target: spec} for target, spec in values["bits"].items()]
+    return {
+        "recipe": values,
+        "model": weights_hash(model),
+        "data": {key: open_data(*source).fingerprint for key, source in sources.items()},
+    }
+
+
+def weights_hash(model: nn.Module) -> str:
+    """sha256 over names, types, shapes and bytes of everything in the state dict."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def differences(known: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two fingerprints, each with its place; empty when they are the same."""
+    differing = [key for key in sorted({*known, *now}) if known.get(key) != now.get(key)]
+    return [_difference(key, known.get(key), now.get(key)) for key in differing]
+
+
+def _difference(key: str, known: Any, now: Any) -> str:
+    known, now = _as_mapping(known), _as_mapping(now)
+    if isinstance(known, dict) and isinstance(now, dict):
+        parts = [part for part in sorted({*known, *now}) if known.get(part) != now.get(part)]
+        return "; ".join(_difference(f"{key}.{part}", known.get(part), now.get(part)) for part in parts)
+    return f"{key} was {_short(known)}, is now {_short(now)}"
+
+
+def _as_mapping(value: Any) -> Any:
+    return {str(index): item for index, item in enumerate(value)} if isinstance(value, list) else value
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."
