@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: install demo test lint bench clean
+
+install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/mote-quant demo

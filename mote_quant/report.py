@@ -66,7 +66,7 @@ def _before_after(row: dict[str, Any]) -> list[str]:
 def _step_row(note: dict[str, Any]) -> list[str]:
     figures = []
     if "preservation" in note:
-        figures.append(f"outputs moved by {note['preservation']['relative']:.3g} (relative)")
+        figures.append(f"preservation: outputs moved by {note['preservation']['relative']:.3g} (relative)")
     if note.get("curve"):
         figures.append(
             f"loss {note['curve'][0]['loss']:.4f} -> {note['curve'][-1]['loss']:.4f}, {note['tokens']:,} tokens"
