@@ -32,7 +32,7 @@ def load(name: str) -> PreTrainedConfig:
     if known is None:
         hint = did_you_mean(wanted, names(), limit=3)
         raise RequestError(
-            f"{name} is no model folder here, and no facts are kept about it{hint or '.'} Give a folder or a config.json; "
+            f"no model folder and no facts are known as {name}{hint or '.'} Give a folder or a config.json; "
             f"known by name are {', '.join(names())}"
         )
     return cast("PreTrainedConfig", AutoConfig.for_model(**json.loads(_files()[known].read_text("utf-8"))))
