@@ -60,5 +60,5 @@ def test_owner_and_letter_case_do_not_matter(name: str) -> None:
 def test_an_unknown_model_is_named_with_near_misses() -> None:
     with pytest.raises(RequestError, match=r"Qwen2\.5-4B; did you mean .*Qwen2\.5-3B"):
         facts.load("Qwen2.5-4B")
-    with pytest.raises(RequestError, match=r"as zzz\. Give a folder or a config\.json; known by name are Qwen2\.5-0\.5B"):
+    with pytest.raises(RequestError, match=r"as zzz\. Give a folder or .*; known by name are Qwen2\.5-0\.5B"):
         facts.load("zzz")
