@@ -13,7 +13,7 @@ from mote_quant.hf.integrity import verify_files
 from mote_quant.hf.saving import stored_bytes
 from mote_quant.hf.skeleton import read_config, skeleton_of, stored_config
 from mote_quant.hf.stored import read
-from mote_quant.kernels.ops import OPS
+from mote_quant.kernels.ops import implementations
 from mote_quant.memory.ledger import weigh
 
 
@@ -55,7 +55,7 @@ def inspect(folder: str | Path) -> dict[str, Any]:
             "one of them was replaced"
         )
     return ledger | {
-        "kernels": {op: implementations[0].name for op, implementations in OPS.items()},
+        "kernels": implementations(),
         "router": _router_statistics(folder),
         "provenance": {} if stored is None else stored.provenance,
     }

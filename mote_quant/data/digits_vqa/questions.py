@@ -93,38 +93,12 @@ def _extreme(word: str, pick: Callable[[list[int]], int]) -> Kind:
     return ask
 
 
-def _where_extreme(word: str, pick: Callable[[list[int]], int]) -> Kind:
-    def ask(cells: Cells, rng: Random) -> Asked:
-        digits = _digits(cells)
-        if not digits or digits.count(pick(digits)) > 1:
-            return None
-        return f"where is the {word}?", PLACES[cells.index(pick(digits))]
-
-    return ask
-
-
-def _larger(cells: Cells, rng: Random) -> Asked:
-    pair = _pair(cells, rng)
-    if pair is None:
-        return None
-    first, second, one, two = pair
-    return f"is {first} larger than {second}?", _yes(one > two)
-
-
 def _difference(cells: Cells, rng: Random) -> Asked:
     pair = _pair(cells, rng)
     if pair is None:
         return None
     first, second, one, two = pair
     return f"difference of {first} and {second}?", str(abs(one - two))
-
-
-def _product(cells: Cells, rng: Random) -> Asked:
-    pair = _pair(cells, rng)
-    if pair is None:
-        return None
-    first, second, one, two = pair
-    return f"{first} times {second}?", str(one * two)
 
 
 def _line_sum(cells: Cells, rng: Random) -> Asked:
