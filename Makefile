@@ -4,7 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow lint bench clean
+# Environments of library backends, each named as its extra, and what else their tests compare with.
+BACKENDS := bnb gptq llmcompressor
+BESIDE_bnb := hqq compressed-tensors
+
+.PHONY: install demo test test-slow test-backends $(BACKENDS:%=test-%) lint bench clean
 
 install: $(STAMP)
 
@@ -16,6 +20,11 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+test-backends: $(BACKENDS:%=test-%)
+
+$(BACKENDS:%=test-%): test-%: $(VENV)-%/.installed
+	OMP_NUM_THREADS=1 $(VENV)-$*/bin/python -m pytest -n 2 tests/backends
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -32,5 +41,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
+# What constraints-X.txt pins takes the place of the pin in constraints.txt.
+$(BACKENDS:%=$(VENV)-%/.installed): $(VENV)-%/.installed: pyproject.toml constraints.txt constraints-%.txt
+	$(PYTHON) -m venv $(VENV)-$*
+	awk -F== 'NR == FNR { own[$$1] } NR == FNR || !($$1 in own)' constraints-$*.txt constraints.txt >$(VENV)-$*/pins.txt
+	$(VENV)-$*/bin/python -m pip install --quiet -c $(VENV)-$*/pins.txt torch
+	$(VENV)-$*/bin/python -m pip install --quiet -c $(VENV)-$*/pins.txt -e '.[$*,test]' $(BESIDE_$*)
+	@touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(BACKENDS:%=$(VENV)-%) runs

@@ -18,18 +18,20 @@ from mote_quant.version import __version__
 
 if TYPE_CHECKING:
     from mote_quant.errors import MoteError
+    from mote_quant.hf.loading import load_model
     from mote_quant.inspection import inspect
     from mote_quant.pipeline import apply
     from mote_quant.planning import plan
     from mote_quant.recipe import Recipe
 
-__all__ = ["MoteError", "Recipe", "__version__", "apply", "inspect", "plan"]
+__all__ = ["MoteError", "Recipe", "__version__", "apply", "inspect", "load_model", "plan"]
 
 _HOMES = {
     "MoteError": "mote_quant.errors",
     "Recipe": "mote_quant.recipe",
     "apply": "mote_quant.pipeline",
     "inspect": "mote_quant.inspection",
+    "load_model": "mote_quant.hf.loading",
     "plan": "mote_quant.planning",
 }
 

@@ -10,8 +10,9 @@ from pydantic import BaseModel
 
 from mote_quant.errors import ArtifactError
 from mote_quant.hf.integrity import verify_files
+from mote_quant.hf.loading import skeleton_in
 from mote_quant.hf.saving import stored_bytes
-from mote_quant.hf.skeleton import read_config, skeleton_of, stored_config
+from mote_quant.hf.skeleton import foreign_method, read_config, stored_config
 from mote_quant.hf.stored import read
 from mote_quant.kernels.ops import implementations
 from mote_quant.memory.ledger import weigh
@@ -37,19 +38,20 @@ def inspect(folder: str | Path) -> dict[str, Any]:
     """The stable JSON of `mote-quant inspect DIR --json`.
 
     Verifies the weight files first; ArtifactError names a file that is missing, truncated, altered, or not of the size
-    its config says.
+    its config says. Of a folder that another library quantized it tells what `load_model` makes of it.
     """
     folder = Path(folder)
     config = read_config(folder)
-    stored = stored_config(config)
+    foreign = foreign_method(config) is not None
+    stored = None if foreign else stored_config(config)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ArtifactError(f"{folder} holds no weight files (*.safetensors)")
     if stored is not None:
         verify_files(files, {name: file.model_dump() for name, file in stored.files.items()})
-    ledger = weigh(skeleton_of(config)).to_json()
+    ledger = weigh(skeleton_in(folder)).to_json()
     on_disk = stored_bytes(folder)
-    if on_disk != ledger["stored_bytes"]:
+    if not foreign and on_disk != ledger["stored_bytes"]:
         raise ArtifactError(
             f"{folder}: its files hold {on_disk} bytes of tensors, its config describes {ledger['stored_bytes']}; "
             "one of them was replaced"

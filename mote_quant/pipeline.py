@@ -16,6 +16,7 @@ from mote_quant.data.opener import Opener, opener_for
 from mote_quant.data.source import Source
 from mote_quant.errors import MoteError, RunError
 from mote_quant.fingerprint import fingerprint_of, weights_hash
+from mote_quant.hf.foreign.live import take_over
 from mote_quant.hf.loading import check_finite, check_model
 from mote_quant.hf.saving import save_model, stored_bytes
 from mote_quant.journal import Run
@@ -24,6 +25,7 @@ from mote_quant.provenance import provenance
 from mote_quant.recipe import Recipe, dump, load
 from mote_quant.report import build_report, render_html, render_markdown
 from mote_quant.steps import RUN, Context, Progress, Silent
+from mote_quant.steps.quantize.backends import require
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +57,12 @@ def apply(
     loaded = load(recipe)
     options = options or Options()
     check_model(model)
+    take_over(model)
     check_finite(model)
     plan = plan_on(loaded, skeleton_for(model))
+    for spec in plan.formats.values():
+        # Now, not when training is over and quantizing begins.
+        require(getattr(spec, "backend", "own"))
     opener = opener_for(model, processor=processor, data=data, seed=loaded.seed)
     fingerprint = fingerprint_of(loaded, model, opener)
     made = provenance(loaded, fingerprint)
@@ -96,6 +102,7 @@ def _run_in_folder(
     run.write("recipe.yaml", dump(plan.recipe))
     run.write("plan.json", json.dumps(plan.to_dict(), indent=2))
     notes = _run_steps(model, plan, opener, options, run, made)
+    plan = plan.settled(model)
     written = save_model(model, run.output, processor)
     sizes = {"predicted": plan.result.stored_bytes, "stored": stored_bytes(run.output)}
     if sizes["predicted"] != sizes["stored"]:

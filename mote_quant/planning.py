@@ -17,11 +17,25 @@ from mote_quant.anatomy.coverage import Row, assign_bits, coverage
 from mote_quant.anatomy.structure import under
 from mote_quant.data.embedded import embedded
 from mote_quant.errors import FormatError, RequestError
+from mote_quant.hf.apart import to_unfuse
 from mote_quant.hf.structure import empty_packed, replace_module
+from mote_quant.hf.unfuse import unfuse
 from mote_quant.memory.ledger import Ledger, weigh
 from mote_quant.moe import MoteLayout, blocks, install
+from mote_quant.moe.skip import check_skippable
 from mote_quant.recipe import Recipe, load
-from mote_quant.recipe.schema import Bits, FloatBits, IntegerBits, TernaryBits, Train, Upcycle
+from mote_quant.recipe.schema import (
+    AutoBits,
+    Bits,
+    CodebookBits,
+    FloatBits,
+    IntegerBits,
+    Quantize,
+    TernaryBits,
+    Train,
+    Upcycle,
+)
+from mote_quant.steps.quantize.allocate import check_budgets
 from mote_quant.steps.quantize.casts import cast_parameters
 from mote_quant.steps.train.selection import by_role, trainable_names
 from mote_quant.steps.upcycle import plan_layouts
@@ -39,6 +53,14 @@ class Plan:
     trained: tuple[dict[str, Any], ...]
     dense: Ledger
     result: Ledger
+
+    def settled(self, model: nn.Module) -> Plan:
+        """The plan when `model` is finished: what `auto` chose is known only then."""
+        if not any(isinstance(spec, AutoBits) for spec in self.recipe.bits.values()):
+            return self
+        skeleton = skeleton_for(model)
+        _pack_latents(skeleton)
+        return replace(self, result=weigh(skeleton))
 
     def to_dict(self) -> dict[str, Any]:
         """The stable JSON of `mote-quant plan --json`."""
@@ -62,7 +84,8 @@ def plan(recipe: str | Path | Mapping[str, Any] | Recipe, model: Any = None) -> 
 
 def skeleton_for(model: Any) -> nn.Module:
     """A meta-device model to plan on."""
-    from mote_quant.hf.skeleton import read_config, shadow, skeleton_of
+    from mote_quant.hf.loading import skeleton_in
+    from mote_quant.hf.skeleton import shadow, skeleton_of
     from mote_quant.memory import facts
 
     if model is None:
@@ -72,7 +95,7 @@ def skeleton_for(model: Any) -> nn.Module:
     if not isinstance(model, str | Path):
         return skeleton_of(model)
     if Path(model).is_dir():
-        return skeleton_of(read_config(Path(model)))
+        return skeleton_in(Path(model))
     built_in = embedded(str(model))
     return skeleton_of(facts.load(str(model)) if built_in is None else built_in.config())
 
@@ -89,8 +112,12 @@ def plan_on(recipe: Recipe, skeleton: nn.Module) -> Plan:
                 install(skeleton, layout)
         elif isinstance(step.config, Train):
             trained.append(by_role(skeleton, trainable_names(skeleton, step.config.what)))
+    unfuse(skeleton, to_unfuse(recipe.bits, skeleton))
     formats = assign_bits(recipe.bits, skeleton)
     _check_trained(skeleton, formats, layouts)
+    check_budgets({name: spec for name, spec in formats.items() if isinstance(spec, AutoBits)}, skeleton)
+    if any(isinstance(step.config, Quantize) and step.config.skip_rate for step in recipe.pipeline):
+        check_skippable(skeleton)
     rows = coverage(recipe.bits, skeleton)
     layouts = tuple(replace(layout, ternary=_ternary_of(layout, skeleton, formats)) for layout in layouts)
     for layout in layouts:
@@ -154,8 +181,9 @@ def _make_latent(skeleton: nn.Module, layout: MoteLayout) -> None:
 
 def _carry_out(skeleton: nn.Module, formats: dict[str, Bits]) -> None:
     for name, spec in formats.items():
-        if isinstance(spec, IntegerBits):
-            replace_module(skeleton, name, empty_packed(skeleton.get_submodule(name), spec))
+        if isinstance(spec, IntegerBits | CodebookBits | AutoBits):
+            planned = spec.uniform if isinstance(spec, AutoBits) else spec
+            replace_module(skeleton, name, empty_packed(skeleton.get_submodule(name), planned))
     with torch.no_grad():
         cast_parameters(skeleton, {name: spec for name, spec in formats.items() if isinstance(spec, FloatBits)})
 

@@ -134,6 +134,16 @@ def qwen2_moe(hidden: int = 32, ffn: int = 48, layers: int = 2, seed: int = 0, *
     return _model("Qwen2MoeForCausalLM", _config("Qwen2Moe", **(_gated(hidden, ffn, layers) | experts | more)), seed)
 
 
+def _experts(name: str, **own: Any) -> Builder:
+    """A builder of `{name}ForCausalLM` with fused experts; `own` are its names for their count and sizes."""
+
+    def build(hidden: int = 32, ffn: int = 48, layers: int = 2, seed: int = 0, **more: Any) -> PreTrainedModel:
+        sizes = {"num_experts_per_tok": 2} | {key: ffn if value == "ffn" else value for key, value in own.items()}
+        return _model(f"{name}ForCausalLM", _config(name, **(_gated(hidden, ffn, layers) | sizes | more)), seed)
+
+    return build
+
+
 _PHI_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
 
 PICO: dict[str, Builder] = {
@@ -149,6 +159,15 @@ PICO: dict[str, Builder] = {
     "opt": opt,
     "llava": llava,
     "qwen2_5_vl": qwen2_5_vl,
+}
+
+
+# Models that come with experts, fused in 3-D parameters; two of four see a token (Qwen2-MoE: one of three).
+NATIVE_MOE: dict[str, Builder] = {
+    "qwen2_moe": qwen2_moe,
+    "qwen3_moe": _experts("Qwen3Moe", head_dim=16, num_experts=4, moe_intermediate_size="ffn"),
+    "mixtral": _experts("Mixtral", num_local_experts=4),
+    "olmoe": _experts("Olmoe", num_experts=4),
 }
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mote_quant.formats import Codes
 from mote_quant.kernels import PackedLinear
 from mote_quant.recipe import IntegerBits, TernaryBits
 from mote_quant.steps.quantize.methods import rtn
@@ -37,7 +38,7 @@ def ternary(packing: Any) -> Callable[[Tensor], PackedLinear]:
     def pack(weight: Tensor) -> PackedLinear:
         spec = TernaryBits(format="ternary", packing=packing)
         scale = ternary_scale(weight, spec)
-        return PackedLinear.pack(spec, ternary_codes(weight, scale, spec), scale, None, None, torch.bfloat16)
+        return PackedLinear.pack(spec, Codes(ternary_codes(weight, scale, spec), scale), None, torch.bfloat16)
 
     return pack
 
@@ -45,7 +46,7 @@ def ternary(packing: Any) -> Callable[[Tensor], PackedLinear]:
 def int4(weight: Tensor) -> PackedLinear:
     """A packed int4 layer of a weight."""
     codes = rtn(weight, INT4)
-    return PackedLinear.pack(INT4, codes.codes, codes.scale, codes.zero, None, torch.bfloat16)
+    return PackedLinear.pack(INT4, codes, None, torch.bfloat16)
 
 
 Packer = Callable[[Tensor], PackedLinear]

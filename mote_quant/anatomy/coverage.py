@@ -12,7 +12,7 @@ from mote_quant.anatomy.fitting import Place, group_problem, refusal, ternary_pr
 from mote_quant.anatomy.inventory import Parameter, aliases, inventory
 from mote_quant.errors import FormatError
 from mote_quant.formats import dtype_of, format_for
-from mote_quant.recipe.schema import Bits, FloatBits
+from mote_quant.recipe.schema import AutoBits, Bits, FloatBits
 from mote_quant.recipe.targets import assign
 
 
@@ -120,4 +120,5 @@ def _bytes_after(parameter: Parameter, change: Place | None) -> int:
         return parameter.nbytes
     if isinstance(change.bits, FloatBits):
         return math.prod(parameter.shape) * dtype_of(change.bits.format).itemsize
-    return sum(part.nbytes for part in format_for(change.bits).layout(change.shape).values())
+    spec = change.bits.uniform if isinstance(change.bits, AutoBits) else change.bits
+    return sum(part.nbytes for part in format_for(spec).layout(change.shape).values())

@@ -9,13 +9,15 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from mote_quant.anatomy.inventory import LINEAR_WEIGHT, Parameter
 from mote_quant.anatomy.structure import join, linear_shape
-from mote_quant.recipe.schema import Bits, FloatBits, IntegerBits, TernaryBits
+from mote_quant.recipe.schema import AutoBits, Bits, FloatBits, IntegerBits, TernaryBits
 from mote_quant.ternary.linear import TernaryLinear
 
 FLOATS = "float32, bfloat16 or float16"
-INTEGERS = "int8, int4, int3 or int2"
+PACKED = "auto, int8, int6, int5, int4, int3, int2, nf4 or fp4"
 # Norms scale elementwise, embeddings are looked up by row, and a router decides by small differences.
-FLOAT_ONLY = {"router": "float32", "norm": FLOATS, "embedding": FLOATS}
+FLOAT_ONLY = ("router", "norm", "embedding")
+# [E, out, in]: the experts of a layer in one tensor.
+FUSED_AXES = 3
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,14 @@ class Place:
         if self.trained_ternary and not isinstance(self.bits, TernaryBits):
             return False
         if isinstance(self.bits, FloatBits):
-            return self.castable and (self.parameter.role != "router" or self.bits.format == "float32")
+            return self.castable and (self.bits.format == "float32" or not self.keeps_float32)
         return self.packable
+
+    @property
+    def keeps_float32(self) -> bool:
+        """Whether this is of a router whose arithmetic is float32: any of ours, and whatever corrects a native one."""
+        ours = getattr(self.module, "keeps_float32", False)
+        return self.parameter.role == "router" and (ours or not self.parameter.matrix)
 
     @property
     def castable(self) -> bool:
@@ -82,13 +90,28 @@ def ternary_problem(place: Place) -> str | None:
 def group_problem(place: Place) -> str | None:
     """Groups longer than the row they divide."""
     spec, (_, columns) = place.bits, place.shape
-    grouped = isinstance(spec, IntegerBits) or (isinstance(spec, TernaryBits) and spec.granularity == "group")
-    if not grouped or not place.packable or isinstance(spec, FloatBits) or spec.group_size <= columns:
+    size = _group_size(spec)
+    if size == -1 or not place.packable:
         return None
-    return (
-        f"bits.{place.target}: group_size {spec.group_size} is more than the {columns} input features of "
-        f"{place.parameter.module}; take at most {columns}, or -1 for the whole row"
-    )
+    where = f"bits.{place.target}: group_size {size}"
+    if size > columns:
+        return (
+            f"{where} is more than the {columns} input features of {place.parameter.module}; take at most {columns}, "
+            "or -1 for the whole row"
+        )
+    if columns % size and getattr(spec, "uneven", "pad") == "refuse":
+        return (
+            f"{where} does not divide the {columns} input features of {place.parameter.module}; take one that does, "
+            "or uneven: pad for a short last group"
+        )
+    return None
+
+
+def _group_size(spec: Bits) -> int:
+    """Columns a group; -1 for a format without groups."""
+    if isinstance(spec, IntegerBits | AutoBits) or (isinstance(spec, TernaryBits) and spec.granularity == "group"):
+        return spec.group_size
+    return -1
 
 
 def _circumstances(place: Place) -> list[str]:
@@ -105,11 +128,14 @@ def _circumstances(place: Place) -> list[str]:
 def _takes(place: Place) -> str:
     parameter = place.parameter
     if parameter.role in FLOAT_ONLY:
-        return FLOAT_ONLY[parameter.role]
+        return "float32" if place.keeps_float32 else FLOATS
+    if parameter.role == "routed" and len(parameter.shape) == FUSED_AXES:
+        one = join(parameter.module, "0.down_proj")
+        return f"{FLOATS}; more is open to the role routed as a whole, or to its experts one by one, as {one}"
     if not place.castable:
-        return "no other format"
+        return "no other format: leave the rule out, and it stays as it is"
     if place.trained_ternary:
         return "ternary, as it was trained"
     if not place.packable:
         return FLOATS
-    return f"ternary, {INTEGERS}, {FLOATS}" if parameter.role == "routed" else f"{INTEGERS}, {FLOATS}"
+    return f"ternary, {PACKED}, {FLOATS}" if parameter.role == "routed" else f"{PACKED}, {FLOATS}"

@@ -98,9 +98,11 @@ def _norms(model: nn.Module) -> Given:
 
 def _is_norm(module: nn.Module) -> bool:
     """Only vectors inside, and a class name that says norm: the shape of a scale alone does not set a norm apart."""
-    vectors = [parameter.dim() <= 1 for parameter in module.parameters()]
     name = type(module).__name__.lower()
-    return bool(vectors) and all(vectors) and linear_shape(module) is None and ("norm" in name or name.endswith("ln"))
+    if not ("norm" in name or name.endswith("ln")):
+        return False
+    vectors = [parameter.dim() <= 1 for parameter in module.parameters()]
+    return bool(vectors) and all(vectors) and linear_shape(module) is None
 
 
 def _embeddings(model: nn.Module) -> Given:
@@ -125,7 +127,7 @@ def _towers(model: nn.Module) -> Given:
 
 
 def _declared(model: nn.Module) -> Given:
-    """What modules say of their own children, `parameter_roles`; it overrides every rule."""
+    """What modules say of their own children (of themselves: ""), `parameter_roles`; it overrides every rule."""
     for path, module in model.named_modules():
         if hasattr(module, "parameter_roles"):
             yield path, "other"

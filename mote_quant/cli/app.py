@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mote_quant.cli import apply, demo, inspect, plan, recipes
+from mote_quant.cli import apply, demo, export, inspect, plan, recipes
 from mote_quant.cli.session import Session
 from mote_quant.version import __version__
 
@@ -23,6 +23,7 @@ app.command("demo")(demo.demo)
 app.command("plan")(plan.plan)
 app.command("apply")(apply.apply)
 app.command("inspect")(inspect.inspect)
+app.command("export")(export.export)
 app.add_typer(recipes.app, name="recipes")
 
 

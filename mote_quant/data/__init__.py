@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mote_quant.data.processors import image_processor_of
 from mote_quant.data.source import Sample, Source
-from mote_quant.errors import DataError
 
 __all__ = ["Sample", "Source", "open_source"]
 
@@ -17,8 +17,9 @@ Opener = Callable[[Any, int | None, int], Source]
 def open_source(name: str, *, processor: Any = None, max_length: int | None = None, seed: int = 0) -> Source:
     """Open what a recipe names: an embedded source, a local .txt/.jsonl/.parquet file, or a `datasets` id.
 
-    `processor` is the model's tokenizer or processor (embedded sources have one of their own), `max_length` the most
-    tokens a sample may have. Raises DataError, MissingExtraError.
+    Rows have `text`, or `prompt` and `completion` (else `question` and `answer`), and may have an `image` or `images`
+    beside it. `processor` is the model's tokenizer or processor (embedded sources have one of their own), `max_length`
+    the most tokens a sample may have. Raises DataError, MissingExtraError.
     """
     if name in _EMBEDDED:
         return _EMBEDDED[name](processor, max_length, seed)
@@ -34,11 +35,8 @@ def open_source(name: str, *, processor: Any = None, max_length: int | None = No
 def _digits_vqa(processor: Any, max_length: int | None, seed: int) -> Source:
     from mote_quant.data.digits_vqa.source import build_source
 
-    if processor is not None and not (hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")):
-        raise DataError(
-            f"digits-vqa needs a processor that takes images, of a vision-language model; this is a "
-            f"{type(processor).__name__}"
-        )
+    if processor is not None:
+        image_processor_of(processor, "digits-vqa")
     return build_source(processor, seed)
 
 

@@ -1,57 +1,108 @@
-"""Collating question-and-answer samples with an image through any vision-language processor."""
+"""Questions about images and their answers as model inputs, through any vision-language processor."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from mote_quant.data.source import IGNORED, Sample
+from mote_quant.data.processors import question
+from mote_quant.data.source import IGNORED
+from mote_quant.errors import DataError
 
-IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "pixel_attention_mask", "image_sizes")
-"""What processors return per image; everything else is one value a token."""
+
+@dataclass(frozen=True)
+class Turn:
+    """A prompt about `images` (whatever the processor takes for one) and its answer; `where` is for errors."""
+
+    prompt: str
+    answer: str
+    images: Sequence[Any]
+    where: str = "a sample"
 
 
-def collate_answers(processor: Any, samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """Model inputs, padded on the right: image and question, then the answer and the end token.
+def collate_answers(processor: Any, turns: Sequence[Turn]) -> dict[str, Tensor]:
+    """Model inputs, padded on the right: images and prompt, then the answer and the end token.
 
-    `labels` cover the answer and the end token alone. Question and answer are tokenized apart, so the model sees in
-    training exactly the prompt it is later asked to continue.
+    `labels` cover the answer and the end token alone. Prompt and answer are tokenized apart, so the model sees in
+    training exactly the prompt it is later asked to continue. Values by token are known by their shape [rows, tokens];
+    everything else is passed on as the processor batched it. DataError for what the processor refuses.
     """
     tokenizer = processor.tokenizer
-    encoded = processor(
-        text=[f"{processor.image_token}{sample['question']}" for sample in samples],
-        images=[np.repeat(sample["image"][..., None], 3, axis=-1) for sample in samples],
-        add_special_tokens=False,
-    )
-    answers = tokenizer([sample["answer"] for sample in samples], add_special_tokens=False)["input_ids"]
-    answers = [[*answer, tokenizer.eos_token_id] for answer in answers]
-    images = {name: _stack(encoded[name]) for name in IMAGE_INPUTS if name in encoded}
-    tokens = {name: rows for name, rows in encoded.items() if name not in IMAGE_INPUTS}
-    return _join(tokens, answers, tokenizer.pad_token_id) | images
-
-
-def _stack(values: Any) -> Tensor:
-    return values if isinstance(values, Tensor) else torch.from_numpy(np.stack(values))
-
-
-def _join(tokens: dict[str, list[list[int]]], answers: list[list[int]], pad: int) -> dict[str, Tensor]:
-    prompts = tokens["input_ids"]
-    joined = {
-        name: [row + [0] * len(answer) for row, answer in zip(rows, answers, strict=True)]
-        for name, rows in tokens.items()
+    encoded = _encode(processor, turns)
+    answers = _answers(tokenizer, turns)
+    kept = _prompts(encoded, tokenizer.eos_token_id)
+    fill = {"input_ids": tokenizer.pad_token_id or 0}
+    batch = {
+        name: _extended(name, value, kept, answers, fill.get(name, 0)) if _by_token(value, kept) else value
+        for name, value in encoded.items()
     }
-    joined["input_ids"] = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-    joined["attention_mask"] = [[1] * len(row) for row in joined["input_ids"]]
-    joined["labels"] = [[IGNORED] * len(prompt) + answer for prompt, answer in zip(prompts, answers, strict=True)]
-    fill = {"input_ids": pad, "labels": IGNORED}
-    return {name: pad_right(rows, fill.get(name, 0)) for name, rows in joined.items()}
+    labels = [
+        torch.cat([torch.full((int(row.sum()),), IGNORED), answer]) for row, answer in zip(kept, answers, strict=True)
+    ]
+    return batch | {"labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED)}
 
 
-def pad_right(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """Rows of token values as one int64 tensor [rows, longest]."""
-    longest = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], dtype=torch.int64)
+def _encode(processor: Any, turns: Sequence[Turn]) -> Mapping[str, Tensor]:
+    try:
+        return _processed(processor, turns)
+    # The processor is foreign code, and what it raises for a sample it cannot take is up to its author.
+    except Exception as error:
+        if len(turns) == 1:
+            raise DataError(f"{turns[0].where}: {type(processor).__name__} refuses it: {error}") from error
+        for turn in turns:
+            _encode(processor, [turn])
+        places = ", ".join(turn.where for turn in turns)
+        raise DataError(f"{type(processor).__name__} takes these one by one only ({places}): {error}") from error
+
+
+def _processed(processor: Any, turns: Sequence[Turn]) -> Mapping[str, Tensor]:
+    texts = [question(processor, turn.prompt, len(turn.images)) for turn in turns]
+    begin = processor.tokenizer.bos_token
+    encoded: Mapping[str, Tensor] = processor(
+        text=texts,
+        images=[list(turn.images) for turn in turns],
+        padding=len(turns) > 1,
+        padding_side="right",
+        # Chat templates write the begin token themselves.
+        add_special_tokens=begin is None or not texts[0].startswith(begin),
+        return_tensors="pt",
+    )
+    return encoded
+
+
+def _answers(tokenizer: Any, turns: Sequence[Turn]) -> list[Tensor]:
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    answers = tokenizer([turn.answer for turn in turns], add_special_tokens=False)["input_ids"]
+    return [torch.tensor([*answer, *end], dtype=torch.int64) for answer in answers]
+
+
+def _prompts(encoded: Mapping[str, Tensor], end: int | None) -> Tensor:
+    """Where the prompts are, bool [rows, tokens]: no padding, and no end token, which some tokenizers add."""
+    kept = encoded["attention_mask"].bool()
+    last = kept & (kept.cumsum(1) == kept.sum(1, keepdim=True))
+    return kept if end is None else kept & ~(last & (encoded["input_ids"] == end))
+
+
+def _by_token(value: Any, kept: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape[:2] == kept.shape
+
+
+def _extended(name: str, value: Tensor, kept: Tensor, answers: Sequence[Tensor], fill: int) -> Tensor:
+    """The prompts' values with those of the answers behind them, padded on the right."""
+    prompts = [row[here] for row, here in zip(value, kept, strict=True)]
+    rows = [torch.cat([prompt, _tail(name, prompt, answer)]) for prompt, answer in zip(prompts, answers, strict=True)]
+    return pad_sequence(rows, batch_first=True, padding_value=fill)
+
+
+def _tail(name: str, prompt: Tensor, answer: Tensor) -> Tensor:
+    """What a value by token is over the answer: a kind of token is 0 for text, a mask goes on as it ended."""
+    if name == "input_ids":
+        return answer
+    if name == "attention_mask" or prompt.dim() > 1:
+        return prompt[-1:].expand(len(answer), *prompt.shape[1:])
+    return prompt.new_zeros(len(answer))

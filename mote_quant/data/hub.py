@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mote_quant.data import text
-from mote_quant.data.local import from_rows
-from mote_quant.data.source import Source, fingerprint_of
+from mote_quant.data.rows import from_rows
+from mote_quant.data.source import Source
+from mote_quant.data.text import tokenizer_of
 from mote_quant.errors import DataError
 
 
@@ -14,7 +14,8 @@ def open_dataset(name: str, processor: Any = None, max_length: int | None = None
     """The `train` split of data set `name` as a Source, by the same columns as local files. Raises DataError."""
     from datasets import load_dataset
 
-    tokenizer = text.tokenizer_of(processor, name)
+    # Before anything is downloaded.
+    tokenizer_of(processor, name)
     try:
         rows = load_dataset(name, split="train")
     except Exception as error:
@@ -23,5 +24,4 @@ def open_dataset(name: str, processor: Any = None, max_length: int | None = None
             f"{name!r} is no embedded source (digits-vqa, stdlib-text) and no local file, and `datasets` could not "
             f"load it: {reason}. Check the name; offline, give a local .txt, .jsonl or .parquet file"
         ) from error
-    length = text.block_length(tokenizer, max_length)
-    return from_rows(name, rows, tokenizer, length, fingerprint_of(rows._fingerprint, length, tokenizer.get_vocab()))
+    return from_rows(name, rows, processor, max_length, rows._fingerprint)

@@ -17,6 +17,7 @@ Collate = Callable[[Sequence[Sample]], dict[str, Tensor]]
 
 IGNORED = -100
 """The label of a position that is not learned and not measured."""
+_HELD_OUT = 0.05
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,13 @@ class Source:
     test: Sequence[Sample]
     collate: Collate
     kind: str
+
+
+def split(samples: list[Sample]) -> dict[str, list[Sample]]:
+    """Train, validation and test by position; a handful of samples is all train."""
+    held = int(len(samples) * _HELD_OUT)
+    cut = len(samples) - 2 * held
+    return {"train": samples[:cut], "validation": samples[cut : cut + held], "test": samples[cut + held :]}
 
 
 def within(source: Source, context: int | None = None, vocabulary: int | None = None) -> Source:

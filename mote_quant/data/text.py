@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mote_quant.data.answers import pad_right
 from mote_quant.data.source import IGNORED, Sample
 from mote_quant.errors import DataError
 
@@ -20,7 +19,10 @@ def tokenizer_of(processor: Any, name: str) -> Any:
     """The tokenizer in (or that is) `processor`; DataError when there is none."""
     tokenizer = getattr(processor, "tokenizer", processor)
     if tokenizer is None:
-        raise DataError(f"{name} is text and needs the model's tokenizer: save it beside the model, or pass processor=")
+        raise DataError(
+            f"{name} needs the model's tokenizer, or its processor for images: save it beside the model, or pass "
+            "processor="
+        )
     return tokenizer
 
 
@@ -94,3 +96,9 @@ def collate_answers_text(samples: Sequence[Sample], pad: int) -> dict[str, Tenso
         "attention_mask": mask,
         "labels": pad_right([s["labels"] for s in samples], IGNORED),
     }
+
+
+def pad_right(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """Rows of token values as one int64 tensor [rows, longest]."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], dtype=torch.int64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -29,6 +29,20 @@ class TensorSpec:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class Codes:
+    """A quantized weight before it is stored.
+
+    Integer codes [out, in]; scales and zero points (uint8, None if symmetric) as the format lays them out; `companions`
+    are further tensors, under the names that the format's layout gives them.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None = None
+    companions: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 class Format(Protocol):
     """A packed form of a weight [out, in]: `weight` (uint8, three axes), `weight_scale` and maybe `weight_zero`."""
 
@@ -41,8 +55,8 @@ class Format(Protocol):
         """Exactly the tensors that `compress` returns for a weight of this shape."""
         ...
 
-    def compress(self, codes: Tensor, scale: Tensor, zero: Tensor | None) -> dict[str, Tensor]:
-        """Codes [out, in] with their scales (and zero points) -> stored tensors; FormatError if they do not fit."""
+    def compress(self, codes: Codes) -> dict[str, Tensor]:
+        """Codes with their scales (and zero points) -> stored tensors; FormatError if they do not fit."""
         ...
 
     def decompress(self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
@@ -69,9 +83,9 @@ def check_tensor(name: str, tensor: Tensor, spec: TensorSpec) -> None:
         raise FormatError(f"{name} must be {expected}, found {tensor.dtype} {list(tensor.shape)}")
 
 
-def checked_scale(scale: Tensor, spec: TensorSpec) -> Tensor:
+def checked_scale(scale: Tensor, spec: TensorSpec, name: str = "weight_scale") -> Tensor:
     """The scales, ready to be stored; FormatError for another shape or type, or values that are not finite."""
-    check_tensor("weight_scale", scale, spec)
+    check_tensor(name, scale, spec)
     if not bool(scale.isfinite().all()):
-        raise FormatError("weight_scale holds values that are not finite")
+        raise FormatError(f"{name} holds values that are not finite")
     return scale.detach().contiguous()

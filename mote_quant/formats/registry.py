@@ -7,18 +7,23 @@ from typing import Any
 
 from mote_quant.errors import FormatError
 from mote_quant.formats.base import Format
+from mote_quant.formats.codebook import CodebookFormat
 from mote_quant.formats.integer import IntegerFormat
 from mote_quant.formats.ternary import TernaryFormat
-from mote_quant.recipe.schema import IntegerBits, TernaryBits
+from mote_quant.recipe.schema import CodebookBits, IntegerBits, PackedBits, TernaryBits
 
-FORMATS: Mapping[type, Callable[[Any], Format]] = {IntegerBits: IntegerFormat, TernaryBits: TernaryFormat}
+FORMATS: Mapping[type, Callable[[Any], Format]] = {
+    IntegerBits: IntegerFormat,
+    CodebookBits: CodebookFormat,
+    TernaryBits: TernaryFormat,
+}
 
 
-def format_for(spec: TernaryBits | IntegerBits) -> Format:
+def format_for(spec: PackedBits) -> Format:
     """The format that stores a spec; FormatError for a spec whose weights are not packed."""
     try:
         return FORMATS[type(spec)](spec)
     except KeyError:
         raise FormatError(
-            f"{spec!r} is not a packed format; packed formats are ternary and int8, int4, int3, int2"
+            f"{spec!r} is not a packed format; packed formats are ternary, int8 to int2, nf4 and fp4"
         ) from None

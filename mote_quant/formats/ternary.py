@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mote_quant.errors import FormatError
-from mote_quant.formats.base import Shape, TensorSpec, check_tensors, checked_scale
+from mote_quant.formats.base import Codes, Shape, TensorSpec, check_tensors, checked_scale
 from mote_quant.formats.floating import dtype_of
 from mote_quant.formats.groups import count_groups, join_groups, split_groups
 from mote_quant.recipe.schema import TernaryBits
@@ -54,13 +54,13 @@ class TernaryFormat:
             "weight_scale": TensorSpec(scale_shapes[self.spec.granularity], dtype_of(self.spec.scale_dtype)),
         }
 
-    def compress(self, codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> dict[str, Tensor]:
+    def compress(self, codes: Codes) -> dict[str, Tensor]:
         """int8 codes [out, in] and their scales; ternary has no zero points."""
-        if zero is not None:
+        if codes.zero is not None:
             raise FormatError("ternary takes no zero points")
-        packed = self._packing.pack(codes).unsqueeze(-1)
-        scale_spec = self.layout((codes.shape[0], codes.shape[1]))["weight_scale"]
-        return {"weight": packed, "weight_scale": checked_scale(scale, scale_spec)}
+        packed = self._packing.pack(codes.codes).unsqueeze(-1)
+        scale_spec = self.layout((codes.codes.shape[0], codes.codes.shape[1]))["weight_scale"]
+        return {"weight": packed, "weight_scale": checked_scale(codes.scale, scale_spec)}
 
     def decompress(self, tensors: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
         """code * scale in float32, then cast."""

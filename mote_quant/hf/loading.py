@@ -1,7 +1,9 @@
-"""Dense models and their processors from a folder or a hub id."""
+"""Models and their processors from a folder or a hub id."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +11,60 @@ import torch
 from torch import nn
 
 from mote_quant.errors import ArtifactError, BadWeightsError, ModelError, MoteError
-from mote_quant.hf.skeleton import _language_config, _model_class, read_config
+from mote_quant.hf.skeleton import language_config, model_class, read_config, skeleton_of
 
 
-def load_model(name: str) -> nn.Module:
-    """The model in folder `name`, or the hub model of that id, in the types its files have."""
+def load_model(name: str | Path) -> nn.Module:
+    """The model in folder `name`, or the hub model of that id, in the types its files have.
+
+    Dense models, models mote-quant wrote, and models quantized as GPTQ, AWQ, compressed-tensors or bitsandbytes: their
+    linear layers become packed ones of the same codes and scales. Raises ArtifactError, ModelError.
+    """
+    from mote_quant.hf.foreign import ForeignCheckpoint, reader_for
+
     folder = Path(name)
-    try:
-        if folder.is_dir():
-            config = read_config(folder)
-        else:
-            from transformers import AutoConfig
-
-            config = AutoConfig.from_pretrained(name)
-        model: nn.Module = _model_class(config).from_pretrained(name, dtype="auto")
+    local = folder.is_dir()
+    with _as_our_error(name, local):
+        config = read_config(folder) if local else _hub_config(str(name))
+        reader = reader_for(config)
+        if reader is not None:
+            return ForeignCheckpoint.open(folder if local else _downloaded(str(name)), config, reader).load()
+        model: nn.Module = model_class(config).from_pretrained(str(name), dtype="auto")
         return model
+
+
+def skeleton_in(folder: Path) -> nn.Module:
+    """What `load_model` would load from `folder`, on the meta device: from its config and the headers of its files."""
+    from mote_quant.hf.foreign import ForeignCheckpoint, reader_for
+
+    with _as_our_error(folder, local=True):
+        config = read_config(folder)
+        reader = reader_for(config)
+        return skeleton_of(config) if reader is None else ForeignCheckpoint.open(folder, config, reader).skeleton()
+
+
+def _hub_config(name: str) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(name)
+
+
+def _downloaded(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+
+
+@contextmanager
+def _as_our_error(name: str | Path, local: bool) -> Iterator[None]:
+    try:
+        yield
     except MoteError:
         raise
     except Exception as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        kind = ArtifactError if folder.is_dir() else ModelError
-        hint = (
-            "copy or download it again"
-            if folder.is_dir()
-            else "give the path of a model folder, or a hub id while online"
-        )
+        hint = "copy or download it again" if local else "give the path of a model folder, or a hub id while online"
+        kind = ArtifactError if local else ModelError
         raise kind(f"{name} could not be loaded: {first}; {hint}") from error
 
 
@@ -54,7 +85,7 @@ def check_model(model: Any) -> None:
     kind = type(model).__name__
     if not isinstance(model, nn.Module):
         raise ModelError(f"a model is needed, not {model!r}: load it with AutoModelForCausalLM.from_pretrained")
-    config = _language_config(model)
+    config = language_config(model)
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{kind} is an encoder-decoder model; a decoder-only one is needed (AutoModelForCausalLM)")
     if getattr(model, "get_output_embeddings", lambda: None)() is None:

@@ -75,6 +75,13 @@ class MoteQuantizer(HfQuantizer):  # type: ignore[misc]
         verify_files(checkpoint_files or [], self.quantization_config.files)
         rebuild(model, Structure.from_dict(self.quantization_config.structure))
 
+    def update_weight_conversions(self, weight_conversions: list[Any], *args: Any) -> list[Any]:
+        """The model's own conversions, without effect on experts that were taken apart."""
+        from mote_quant.hf.conversions import spare
+
+        updated = super().update_weight_conversions(weight_conversions, *args)
+        return spare(updated, self.quantization_config.structure.get("unfused", []))
+
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         from mote_quant.hf.attach import attach
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 
 from mote_quant.errors import ArtifactError, RequestError, SaveError
-from mote_quant.formats.registry import format_for
+from mote_quant.formats import Codes, format_for
 from mote_quant.hf.integrity import describe, sync
+from mote_quant.hf.stored import METHOD
 from mote_quant.hf.structure import structure_of
 from mote_quant.ternary.linear import TernaryLinear
 
@@ -37,8 +38,8 @@ def save_pretrained(
         raise RequestError("push_to_hub is not supported here: save to a folder, then upload the folder")
     quantizer = cast("MoteQuantizer", model.hf_quantizer)
     target = Path(save_directory)
-    with _as_save_error(target), _latent(quantizer, latent):
-        _save_aside(target, partial(_own_save(model), *args, **kwargs))
+    with as_save_error(target), _latent(quantizer, latent):
+        write_whole(target, partial(_own_save(model), *args, **kwargs))
 
 
 def save_model(model: nn.Module, folder: Path, processor: Any = None) -> list[str]:
@@ -48,8 +49,8 @@ def save_model(model: nn.Module, folder: Path, processor: Any = None) -> list[st
     """
     quantizer = getattr(model, "hf_quantizer", None)
     saves = [_own_save(model), *([] if processor is None else [processor.save_pretrained])]
-    with _as_save_error(folder), nullcontext() if quantizer is None else _latent(quantizer, None):
-        return _save_aside(folder, *saves)
+    with as_save_error(folder), nullcontext() if quantizer is None else _latent(quantizer, None):
+        return write_whole(folder, *saves)
 
 
 def _own_save(model: nn.Module) -> Callable[..., Any]:
@@ -87,8 +88,7 @@ def state_to_save(model: nn.Module, quantizer: MoteQuantizer) -> dict[str, Tenso
 
 def packed_tensors(module: TernaryLinear) -> dict[str, Tensor]:
     """What packing stores for a latent ternary layer."""
-    codes, scale = module.codes()
-    return format_for(module.spec).compress(codes, scale, None)
+    return format_for(module.spec).compress(Codes(*module.codes()))
 
 
 @contextmanager
@@ -96,7 +96,10 @@ def _latent(quantizer: MoteQuantizer, latent: bool | None) -> Iterator[None]:
     config, before = quantizer.quantization_config, quantizer.save_latent
     live = config.latent, config.structure
     if latent and not config.latent:
-        raise RequestError("latent=True, but this model was loaded from packed bytes and has no latent weights to keep")
+        raise RequestError(
+            "latent=True, but this model is packed and has no latent weights to keep; a recipe keeps them with "
+            "quantize: {keep_latents: true}"
+        )
     if latent is not None:
         quantizer.save_latent = latent
     try:
@@ -107,7 +110,8 @@ def _latent(quantizer: MoteQuantizer, latent: bool | None) -> Iterator[None]:
 
 
 @contextmanager
-def _as_save_error(target: Path) -> Iterator[None]:
+def as_save_error(target: Path) -> Iterator[None]:
+    """Whatever goes wrong with the disk inside is a SaveError."""
     try:
         yield
     except OSError as error:
@@ -119,7 +123,11 @@ def _as_save_error(target: Path) -> Iterator[None]:
         raise SaveError(f"{target} could not be written: {error}. Whatever was there before is untouched") from error
 
 
-def _save_aside(target: Path, *saves: Callable[[Path], Any]) -> list[str]:
+def write_whole(target: Path, *saves: Callable[[Path], Any]) -> list[str]:
+    """Let each of `saves` write to (or check) a folder aside, then move all of it into `target`, config.json last.
+
+    Returns the names of the files. An error in any of them leaves what was in `target` as it was.
+    """
     aside = _fresh(target / _ASIDE)
     try:
         for save in saves:
@@ -141,7 +149,7 @@ def _move_into_place(aside: Path, target: Path) -> list[str]:
     config_path = aside / "config.json"
     config = json.loads(config_path.read_text())
     weights = sorted(aside.glob("*.safetensors"))
-    if "quantization_config" in config:
+    if config.get("quantization_config", {}).get("quant_method") == METHOD:
         config["quantization_config"]["files"] = {path.name: describe(path) for path in weights}
         config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     written = [path for path in aside.rglob("*") if path.is_file()]

@@ -17,8 +17,9 @@ from mote_quant.hf.structure import Structure, rebuild, structure_of
 
 
 def shadow(model: nn.Module) -> nn.Module:
-    """A meta-device model of the same structure, types and ties as `model`."""
-    config = copy.deepcopy(_language_config(model))
+    """A meta-device model of the same structure, types and ties as `model`; ModelError for other libraries' layers."""
+    config = copy.deepcopy(language_config(model))
+    _refuse_foreign(config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     skeleton = _on_meta(type(model), config, cast(Any, model).dtype)
@@ -26,7 +27,8 @@ def shadow(model: nn.Module) -> nn.Module:
     return skeleton
 
 
-def _language_config(model: nn.Module) -> Any:
+def language_config(model: nn.Module) -> Any:
+    """The config of a language model or VLM; ModelError for anything else."""
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else None
     if not hasattr(text, "vocab_size"):
@@ -40,7 +42,7 @@ def skeleton_of(config: Any) -> nn.Module:
     config = copy.deepcopy(config)
     if ours is not None:
         del config.quantization_config
-    skeleton = _on_meta(_model_class(config), config, _dtype(config))
+    skeleton = _on_meta(model_class(config), config, dtype_of_config(config))
     if ours is not None:
         rebuild(skeleton, Structure.from_dict(ours.structure))
     return skeleton
@@ -53,25 +55,44 @@ def _on_meta(kind: Any, config: Any, dtype: torch.dtype) -> nn.Module:
     return model.eval()
 
 
-def _dtype(config: Any) -> torch.dtype:
+def dtype_of_config(config: Any) -> torch.dtype:
+    """The type that a config gives the weights; float32 without a word."""
     dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
     return getattr(torch, dtype) if isinstance(dtype, str) else cast(torch.dtype, dtype)
 
 
+def quantization_of(config: Any) -> dict[str, Any] | None:
+    """The `quantization_config` of a transformers config; None for a dense model."""
+    found = getattr(config, "quantization_config", None)
+    return found if found is None or isinstance(found, dict) else cast("dict[str, Any]", found.to_dict())
+
+
+def foreign_method(config: Any) -> str | None:
+    """The name of another library's quantization method; None for a model that is dense or ours."""
+    values = quantization_of(config)
+    if values is None or values.get("quant_method") == METHOD:
+        return None
+    method = values.get("quant_method")
+    return str(getattr(method, "value", method))
+
+
 def stored_config(config: Any) -> StoredConfig | None:
     """What a transformers config says of our files; None without a word, ArtifactError when it cannot be read."""
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is None:
-        return None
-    values = quantization if isinstance(quantization, dict) else quantization.to_dict()
-    if values.get("quant_method") != METHOD:
+    _refuse_foreign(config)
+    values = quantization_of(config)
+    return None if values is None else stored.read_config(values)
+
+
+def _refuse_foreign(config: Any) -> None:
+    method = foreign_method(config)
+    if method is not None:
         raise ModelError(
-            f"this model is already quantized with {values.get('quant_method')}; start from its full-precision weights"
+            f"this model is already quantized with {method}, and only its files say how: give the path of its folder"
         )
-    return stored.read_config(values)
 
 
-def _model_class(config: Any) -> Any:
+def model_class(config: Any) -> Any:
+    """The class of transformers that a config is for; ModelError when it is no decoder language model or VLM."""
     import transformers
 
     for name in getattr(config, "architectures", None) or []:

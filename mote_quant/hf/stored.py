@@ -41,6 +41,7 @@ class StoredStructure(Closed):
     packed: list[StoredGroup]
     cast: list[str]
     dtypes: dict[str, list[str]]
+    unfused: list[str] = Field(default_factory=list)
 
 
 class StoredFile(Closed):

@@ -9,39 +9,45 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mote_quant.errors import ArtifactError, FormatError
+from mote_quant.errors import ArtifactError, FormatError, ModelError
 from mote_quant.hf.stored import WHERE, StoredStructure, read
+from mote_quant.hf.unfuse import unfuse
 from mote_quant.kernels.cast_linear import CastLinear
 from mote_quant.kernels.packed_linear import PackedLinear
 from mote_quant.moe import MoteBlock, MoteLayout, blocks, install
-from mote_quant.recipe.schema import Bits, FloatBits, IntegerBits, TernaryBits
+from mote_quant.moe.native import NativeExperts
+from mote_quant.recipe.plain import settings
+from mote_quant.recipe.schema import PACKED, Bits, PackedBits
 from mote_quant.ternary.linear import TernaryLinear
 
-PackedSpec = IntegerBits | TernaryBits
+PackedSpec = PackedBits
 
 
 @dataclass(frozen=True)
 class Structure:
     """`layouts`: the mixture layers. `packed`: modules held as packed bytes. `cast`: linear layers that cast on use.
 
-    `dtypes`: parameters that are not of the model's own type.
+    `dtypes`: parameters that are not of the model's own type. `unfused`: the model's own experts, taken apart.
     """
 
     layouts: tuple[MoteLayout, ...] = ()
     packed: dict[str, PackedSpec] = field(default_factory=dict)
     cast: tuple[str, ...] = ()
     dtypes: dict[str, str] = field(default_factory=dict)
+    unfused: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, modules grouped by spec; `from_dict` is its inverse."""
         groups: dict[str, dict[str, Any]] = {}
         for module, spec in self.packed.items():
-            groups.setdefault(repr(spec), {"spec": spec.model_dump(), "modules": []})["modules"].append(module)
+            groups.setdefault(repr(spec), {"spec": settings(spec), "modules": []})["modules"].append(module)
         by_dtype: dict[str, list[str]] = {}
         for name, dtype in self.dtypes.items():
             by_dtype.setdefault(dtype, []).append(name)
         layouts = [layout.to_dict() for layout in self.layouts]
-        return {"layouts": layouts, "packed": list(groups.values()), "cast": list(self.cast), "dtypes": by_dtype}
+        values = {"layouts": layouts, "packed": list(groups.values()), "cast": list(self.cast), "dtypes": by_dtype}
+        # Left out where there are none: readers of files without them need not know of them.
+        return values | ({"unfused": list(self.unfused)} if self.unfused else {})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Structure:
@@ -49,11 +55,11 @@ class Structure:
         stored = read(StoredStructure, values, f"{WHERE}.structure")
         packed = {name: _packed_spec(group.spec) for group in stored.packed for name in group.modules}
         dtypes = {name: dtype for dtype, names in stored.dtypes.items() for name in names}
-        return cls(tuple(stored.layouts), packed, tuple(stored.cast), dtypes)
+        return cls(tuple(stored.layouts), packed, tuple(stored.cast), dtypes, tuple(stored.unfused))
 
 
 def _packed_spec(spec: Bits) -> PackedSpec:
-    if isinstance(spec, FloatBits):
+    if not isinstance(spec, PACKED):
         raise ArtifactError(f"{WHERE}.structure.packed cannot be read: {spec.format} is no packed format")
     return spec
 
@@ -66,7 +72,8 @@ def structure_of(model: nn.Module, *, latent: bool) -> Structure:
             packed[name] = module.spec
     layouts = tuple(block.layout for block in blocks(model).values())
     cast_on_use = tuple(name for name, module in model.named_modules() if isinstance(module, CastLinear))
-    return Structure(layouts, packed, cast_on_use, _uncommon_dtypes(model, packed))
+    unfused = tuple(name for name, module in model.named_modules() if isinstance(module, NativeExperts))
+    return Structure(layouts, packed, cast_on_use, _uncommon_dtypes(model, packed), unfused)
 
 
 def _uncommon_dtypes(model: nn.Module, packed: dict[str, PackedSpec]) -> dict[str, str]:
@@ -74,7 +81,7 @@ def _uncommon_dtypes(model: nn.Module, packed: dict[str, PackedSpec]) -> dict[st
     own = getattr(model, "dtype", torch.float32)
     float32 = {name for path, block in blocks(model).items() for name in _built_in_float32(path, block)}
     packed_weights = {f"{name}.weight" for name in packed}
-    named = {name: p.dtype for name, p in model.named_parameters() if name not in packed_weights}
+    named = {name: p.dtype for name, p in model.named_parameters() if p.numel() and name not in packed_weights}
     uncommon = {name: dtype for name, dtype in named.items() if dtype != (torch.float32 if name in float32 else own)}
     return {name: str(dtype).removeprefix("torch.") for name, dtype in uncommon.items()}
 
@@ -93,15 +100,19 @@ def rebuild(model: nn.Module, structure: Structure) -> None:
     """
     try:
         _rebuild(model, structure)
-    except (AttributeError, FormatError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, FormatError, LookupError, ModelError, RuntimeError, TypeError, ValueError) as error:
         raise ArtifactError(f"{WHERE}.structure does not fit this model: {error}") from error
 
 
 def _rebuild(model: nn.Module, structure: Structure) -> None:
+    unfuse(model, structure.unfused)
     for layout in structure.layouts:
         install(model, layout)
     for name, spec in structure.packed.items():
-        replace_module(model, name, empty_packed(model.get_submodule(name), spec))
+        module = model.get_submodule(name)
+        # A live model may have come with it: a base that was quantized before.
+        if not (isinstance(module, PackedLinear) and module.spec == spec):
+            replace_module(model, name, empty_packed(module, spec))
     for name in structure.cast:
         replace_module(model, name, CastLinear.of(cast(nn.Linear, model.get_submodule(name))))
     parameters = dict(model.named_parameters())

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mote_quant.formats.base import Format, Shape
+from mote_quant.kernels import bnb
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,12 @@ Matmul = Callable[[Tensor, PackedWeight, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to compute an op; `supports` says for which inputs it can be taken."""
+    """One way to compute an op; `supports` says for which inputs it can be taken, `installed` whether ever."""
 
     name: str
     matmul: Matmul
     supports: Callable[[Tensor, PackedWeight], bool]
+    installed: Callable[[], bool] = lambda: True
 
 
 def _reference(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
@@ -38,8 +40,13 @@ def _reference(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
 
 
 _TORCH = Implementation("torch", _reference, supports=lambda x, weight: True)
+_BITSANDBYTES = Implementation("bitsandbytes", bnb.matmul, bnb.supports, bnb.installed)
 
-OPS: Mapping[str, tuple[Implementation, ...]] = {"ternary_matmul": (_TORCH,), "int_matmul": (_TORCH,)}
+OPS: Mapping[str, tuple[Implementation, ...]] = {
+    "ternary_matmul": (_TORCH,),
+    "int_matmul": (_TORCH,),
+    "codebook_matmul": (_BITSANDBYTES, _TORCH),
+}
 
 
 def ternary_matmul(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
@@ -52,9 +59,14 @@ def int_matmul(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     return _select("int_matmul", x, weight).matmul(x, weight, bias)
 
 
+def codebook_matmul(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+    """x @ weight^T + bias, each code an index into a table of 16 values."""
+    return _select("codebook_matmul", x, weight).matmul(x, weight, bias)
+
+
 def implementations() -> dict[str, str]:
-    """The name of the first choice for every op."""
-    return {op: choices[0].name for op, choices in OPS.items()}
+    """The name of the first choice for every op, of those installed."""
+    return {op: next(choice.name for choice in choices if choice.installed()) for op, choices in OPS.items()}
 
 
 def _select(op: str, x: Tensor, weight: PackedWeight) -> Implementation:

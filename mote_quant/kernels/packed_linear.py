@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from mote_quant.errors import FormatError
-from mote_quant.formats.base import Shape
+from mote_quant.formats.base import Codes, Shape
 from mote_quant.formats.registry import format_for
-from mote_quant.kernels.ops import Matmul, PackedWeight, int_matmul, ternary_matmul
-from mote_quant.recipe.schema import IntegerBits, TernaryBits
+from mote_quant.kernels.ops import Matmul, PackedWeight, codebook_matmul, int_matmul, ternary_matmul
+from mote_quant.recipe.schema import CodebookBits, IntegerBits, PackedBits, TernaryBits
 from mote_quant.ternary.activation import fake_quantize_activations
 
-_MATMULS: dict[type, Matmul] = {TernaryBits: ternary_matmul, IntegerBits: int_matmul}
+_MATMULS: dict[type, Matmul] = {TernaryBits: ternary_matmul, IntegerBits: int_matmul, CodebookBits: codebook_matmul}
 
 
 class PackedLinear(nn.Module):
@@ -28,7 +28,7 @@ class PackedLinear(nn.Module):
 
     def __init__(
         self,
-        spec: TernaryBits | IntegerBits,
+        spec: PackedBits,
         shape: Shape,
         tensors: dict[str, Tensor],
         bias: Tensor | None,
@@ -47,7 +47,7 @@ class PackedLinear(nn.Module):
     @classmethod
     def empty(
         cls,
-        spec: TernaryBits | IntegerBits,
+        spec: PackedBits,
         in_features: int,
         out_features: int,
         bias: bool,
@@ -63,17 +63,16 @@ class PackedLinear(nn.Module):
     @classmethod
     def pack(
         cls,
-        spec: TernaryBits | IntegerBits,
-        codes: Tensor,
-        scale: Tensor,
-        zero: Tensor | None,
+        spec: PackedBits,
+        codes: Codes,
         bias: Tensor | None,
         dtype: torch.dtype,
     ) -> Self:
-        """Integer codes [out, in] with scales (and zero points) -> a layer; FormatError if they do not fit the spec."""
-        tensors = format_for(spec).compress(codes, scale, zero)
+        """Codes [out, in] with all that belongs to them -> a layer; FormatError if they do not fit the spec."""
+        tensors = format_for(spec).compress(codes)
         copied = None if bias is None else bias.detach().clone()
-        return cls(spec, (codes.shape[0], codes.shape[1]), tensors, copied, dtype)
+        rows, columns = codes.codes.shape
+        return cls(spec, (rows, columns), tensors, copied, dtype)
 
     @property
     def packed(self) -> PackedWeight:

@@ -8,10 +8,10 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from mote_quant.moe.experts import Expert, route
+from mote_quant.moe.experts import Expert, route, visit
 from mote_quant.moe.layout import MoteLayout
 from mote_quant.moe.losses import attach, balance_loss, expert_load, z_loss
-from mote_quant.moe.router import Choice, Router
+from mote_quant.moe.router import Choice, Router, thinned
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,27 @@ class MoteBlock(nn.Module):
         """[..., hidden] -> [..., hidden]."""
         x = hidden_states.reshape(-1, hidden_states.shape[-1])
         choice = self.gate(x)
+        if self.layout.skip_below and not self.training:
+            choice = thinned(choice, self.layout)
         routed = route(x, self.experts, choice, self.activation)
         y = self._combine(hidden_states, routed.view_as(hidden_states), choice)
         return self._with_losses(y, choice)
+
+    def visit(self, index: int, x: Tensor) -> Tensor:
+        """What expert `index` makes of tokens `x` [n, hidden], whomever the router would send them to."""
+        return visit(cast(Expert, self.experts[index]), x, self.activation)
 
     def _combine(self, x: Tensor, routed: Tensor, choice: Choice) -> Tensor:
         if not self.layout.shared:
             return routed
         shared = cast(Tensor, self.shared_expert(x))
         routed = routed.to(shared.dtype)
-        if self.layout.combine == "convex":
-            return torch.lerp(shared, routed, self.layout.mix)
-        return shared + routed
+        if self.layout.combine != "convex":
+            return shared + routed
+        mixed = torch.lerp(shared, routed, self.layout.mix)
+        if choice.kept is None:
+            return mixed
+        return torch.where(choice.kept[:, :1].view(*x.shape[:-1], 1), mixed, shared)
 
     def _with_losses(self, y: Tensor, choice: Choice) -> Tensor:
         if not len(choice.logits):

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mote_quant.kernels.packed_linear import PackedLinear
 from mote_quant.moe.block import MoteBlock
 from mote_quant.moe.experts import Expert
 from mote_quant.moe.layout import MoteLayout
@@ -61,7 +62,9 @@ def _install_inline(model: nn.Module, layout: MoteLayout) -> MoteBlock:
 
 def _block(layout: MoteLayout, like: nn.Module, activation: nn.Module, dense: nn.Module) -> MoteBlock:
     weight = cast(Tensor, like.weight)
-    experts = [_expert(layout, weight.dtype, weight.device) for _ in range(layout.experts)]
+    # A packed weight is bytes, and its layer knows the type it stands for.
+    dtype = like.dtype if isinstance(like, PackedLinear) else weight.dtype
+    experts = [_expert(layout, dtype, weight.device) for _ in range(layout.experts)]
     block = MoteBlock(layout, experts, activation, dense if layout.shared else None, weight.device)
     block.train(dense.training)
     return block

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -58,11 +59,19 @@ def permute(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     return cast(Tensor, _Permute.apply(x, order, inverse))  # type: ignore[no-untyped-call]
 
 
-def route(x: Tensor, experts: nn.ModuleList, choice: Choice, activation: nn.Module) -> Tensor:
-    """`sum_k gate_k * E_k(x)` for `x` [T, hidden]; no capacity, no dropped tokens, empty experts cost nothing."""
-    tokens, top_k = choice.experts.shape
-    x = quantize_input(cast(Expert, experts[0]).up_proj, x)
-    flat = choice.experts.flatten()
+def visit(expert: Expert, x: Tensor, activation: nn.Module) -> Tensor:
+    """What `expert` makes of tokens `x` [n, hidden], whomever the router would send them to."""
+    return cast(Tensor, expert(quantize_input(expert.up_proj, x), activation))
+
+
+def dispatch(x: Tensor, experts: Sequence[Expert], chosen: Tensor, activation: nn.Module) -> Tensor:
+    """What each token's experts make of it: `x` [T, hidden], `chosen` (integers) [T, k] -> [T, k, hidden].
+
+    No capacity, no dropped tokens, empty experts cost nothing.
+    """
+    tokens, top_k = chosen.shape
+    x = quantize_input(experts[0].up_proj, x)
+    flat = chosen.flatten()
     order = flat.argsort(stable=True)
     inverse = order.argsort()
     counts = torch.bincount(flat, minlength=len(experts)).tolist()
@@ -70,7 +79,23 @@ def route(x: Tensor, experts: nn.ModuleList, choice: Choice, activation: nn.Modu
     rows = torch.split(permute(repeated, order, inverse), counts)
     outputs = [expert(part, activation) for expert, part in zip(experts, rows, strict=True) if len(part)]
     if not outputs:
-        return x
-    sorted_output = torch.cat(outputs)
-    output = permute(sorted_output, inverse, order).view(tokens, top_k, -1)
+        return x.unsqueeze(1).expand(tokens, top_k, x.shape[-1])
+    return permute(torch.cat(outputs), inverse, order).view(tokens, top_k, -1)
+
+
+def _dispatch_kept(x: Tensor, experts: Sequence[Expert], chosen: Tensor, kept: Tensor, activation: nn.Module) -> Tensor:
+    """As `dispatch`, with 0 in the place of what is not `kept` [T, k]."""
+    output = dispatch(x[kept.nonzero()[:, 0]], experts, chosen[kept].unsqueeze(-1), activation).squeeze(1)
+    placed = output.new_zeros(*kept.shape, output.shape[-1])
+    placed[kept] = output
+    return placed
+
+
+def route(x: Tensor, experts: nn.ModuleList, choice: Choice, activation: nn.Module) -> Tensor:
+    """`sum_k gate_k * E_k(x)` for `x` [T, hidden], over the experts that the choice keeps; others cost nothing."""
+    every = cast("Sequence[Expert]", experts)
+    if choice.kept is None:
+        output = dispatch(x, every, choice.experts, activation)
+    else:
+        output = _dispatch_kept(x, every, choice.experts, choice.kept, activation)
     return (output * choice.gates.unsqueeze(-1).to(output.dtype)).sum(dim=1)

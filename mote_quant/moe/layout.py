@@ -24,7 +24,8 @@ class MoteLayout:
     """One mixture layer: where it stands, how it routes, how it mixes.
 
     `path` is the module the block takes the place of; `up`, `down`, `gate` and `activation` are the child names of the
-    dense block (`inline`: of the decoder layer itself, which holds no feed-forward module of its own).
+    dense block (`inline`: of the decoder layer itself, which holds no feed-forward module of its own). Tokens of which
+    the router is less sure than `skip_below` are spared routed experts, in eval mode (see `router.thinned`).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -46,6 +47,7 @@ class MoteLayout:
     mix: Fraction
     normalize_gates: bool
     ternary: Annotated[TernaryBits | None, BeforeValidator(without_idle)]
+    skip_below: Fraction = 0.0
 
     def __post_init__(self) -> None:
         if self.top_k > self.experts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -17,13 +17,37 @@ from mote_quant.moe.layout import MoteLayout
 class Choice:
     """A routing decision for T tokens, k choices each, among E experts.
 
-    `logits` and `probabilities` are [T, E]; `experts` (integers) and `gates` are [T, k].
+    `logits` and `probabilities` are [T, E]; `experts` (integers) and `gates` are [T, k]. `kept` [T, k] says which of
+    the experts are really asked; None is all of them.
     """
 
     logits: Tensor
     probabilities: Tensor
     experts: Tensor
     gates: Tensor
+    kept: Tensor | None = None
+
+
+def confidence(choice: Choice, shared: bool) -> Tensor:
+    """How sure the router is of each token [T]: the best probability; without a shared expert second / best."""
+    best = choice.probabilities.gather(-1, choice.experts[:, :1])
+    return (best if shared else choice.probabilities.gather(-1, choice.experts[:, 1:2]) / best).squeeze(-1)
+
+
+def thinned(choice: Choice, layout: MoteLayout) -> Choice:
+    """The choice without the experts that `skip_below` spares: all of a token's, or all but one if none is shared.
+
+    Gates that are normalised stay so: an expert left alone has the weight that all of them had together.
+    """
+    spared = confidence(choice, layout.shared) < layout.skip_below
+    kept = ~spared.unsqueeze(-1).expand_as(choice.gates)
+    if layout.shared:
+        return replace(choice, kept=kept)
+    first = torch.arange(choice.gates.shape[-1], device=kept.device) == 0
+    gates = choice.gates
+    if layout.normalize_gates:
+        gates = torch.where(spared.unsqueeze(-1) & first, gates.sum(-1, keepdim=True), gates)
+    return replace(choice, kept=kept | first, gates=gates)
 
 
 class Router(nn.Module):

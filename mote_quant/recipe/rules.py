@@ -14,6 +14,7 @@ from mote_quant.recipe.mistakes import Mistake
 from mote_quant.recipe.roles import ROLES
 
 Settings = Mapping[str, Any]
+LOOKS_AT_SAMPLES = ("gptq", "awq")
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,24 @@ def _bits_and_quantize_go_together(outline: Outline) -> Iterator[Mistake]:
             yield ("pipeline", index, "quantize"), "has nothing to do: bits names no target"
 
 
-def _gptq_needs_calibration(outline: Outline) -> Iterator[Mistake]:
+def _some_methods_need_calibration(outline: Outline) -> Iterator[Mistake]:
     if any(settings["calibration"] is None for _, settings in outline.settings("quantize")):
         for target, bits in outline.bits.items():
-            if bits.get("method") == "gptq":
-                text = "gptq looks at samples: give the quantize step a calibration, as in {data: ..., samples: 128}"
-                yield ("bits", target, "method"), text
+            key = "format" if bits["format"] == "auto" else "method"
+            if key == "format" or bits.get("method") in LOOKS_AT_SAMPLES:
+                text = f"{bits[key]} looks at samples: give the quantize step a calibration, as in "
+                text += "{data: ..., samples: 128}"
+                yield ("bits", target, key), text
+
+
+def _skipping_needs_calibration_and_a_choice(outline: Outline) -> Iterator[Mistake]:
+    for index, settings in outline.settings("quantize"):
+        where = ("pipeline", index, "quantize", "skip_rate")
+        if settings["skip_rate"] and settings["calibration"] is None:
+            yield where, "finds its thresholds on samples: give a calibration, as in {data: ..., samples: 128}"
+        for _, upcycle in outline.settings("upcycle"):
+            if settings["skip_rate"] and upcycle["shared"] == "none" and upcycle["top_k"] == 1:
+                yield where, "would leave tokens without any expert: upcycle with shared: keep, or with top_k: 2"
 
 
 def _experts_exist_before_they_train(outline: Outline) -> Iterator[Mistake]:
@@ -123,7 +136,8 @@ RULES: tuple[Callable[[Outline], Iterator[Mistake]], ...] = (
     _once,
     _quantize_is_last,
     _bits_and_quantize_go_together,
-    _gptq_needs_calibration,
+    _some_methods_need_calibration,
+    _skipping_needs_calibration_and_a_choice,
     _experts_exist_before_they_train,
     _shared_was_kept,
     _zero_init_trains_its_router,

@@ -7,21 +7,33 @@ model (does a target match, can a tensor take a format) is checked by `mote_quan
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, TypeAdapter, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, TypeAdapter
 
-from mote_quant.recipe.mistakes import Mistake, refuse, refuse_keys, refuse_option
+from mote_quant.recipe.bits import FORMATS as FORMATS
+from mote_quant.recipe.bits import PACKED as PACKED
+from mote_quant.recipe.bits import AutoBits as AutoBits
+from mote_quant.recipe.bits import Bits as Bits
+from mote_quant.recipe.bits import CodebookBits as CodebookBits
+from mote_quant.recipe.bits import FloatBits as FloatBits
+from mote_quant.recipe.bits import FloatName as FloatName
+from mote_quant.recipe.bits import IntegerBits as IntegerBits
+from mote_quant.recipe.bits import IntegerName as IntegerName
+from mote_quant.recipe.bits import PackedBits as PackedBits
+from mote_quant.recipe.bits import TernaryBits as TernaryBits
+from mote_quant.recipe.closed import Closed as Closed
+from mote_quant.recipe.mistakes import Mistake
 from mote_quant.recipe.roles import ROLES as ROLES
 from mote_quant.recipe.roles import Role as Role
 from mote_quant.recipe.rules import Outline, OutlineStep, broken_rules
 from mote_quant.recipe.scalars import (
     Fraction,
-    GroupSize,
     LayerIndex,
     NotNegative,
     Positive,
     PositiveInt,
+    Real,
     Seed,
     Several,
     Target,
@@ -29,84 +41,8 @@ from mote_quant.recipe.scalars import (
     Tokens,
 )
 
-FloatName = Literal["float32", "bfloat16", "float16"]
-IntegerName = Literal["int8", "int4", "int3", "int2"]
 LayerName = Literal["all", "every_other", "first_half", "second_half"]
 
-
-class Closed(BaseModel):
-    """A frozen model that refuses unknown keys, guessed types, NaN and infinity."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    def idle(self) -> dict[str, str]:
-        """The settings that mean nothing beside the others -> what would give them a meaning."""
-        return {}
-
-    def clashes(self) -> Iterator[Mistake]:
-        """The settings that cannot stand together."""
-        yield from ()
-
-    @model_validator(mode="after")
-    def _settings_fit_together(self) -> Self:
-        given = [(key, need) for key, need in self.idle().items() if key in self.model_fields_set]
-        idle = [((key,), f"has a meaning only with {need}") for key, need in given]
-        refuse([*idle, *self.clashes()])
-        return self
-
-
-class FloatBits(Closed):
-    """Weights kept in a floating-point type."""
-
-    format: FloatName
-
-
-class IntegerBits(Closed):
-    """Group integers. `group_size` counts input columns that share a scale; -1 is the whole row."""
-
-    format: IntegerName
-    group_size: GroupSize = -1
-    symmetric: bool = True
-    scale_dtype: FloatName = "float16"
-    method: Literal["rtn", "gptq"] = "rtn"
-
-
-class TernaryBits(Closed):
-    """Weights in {-1, 0, +1} times a scale, found by quantization-aware training."""
-
-    format: Literal["ternary"]
-    granularity: Literal["tensor", "channel", "group"] = "tensor"
-    group_size: PositiveInt = 128
-    packing: Literal["2bit", "base3"] = "2bit"
-    activations: Literal["int8", "none"] = "int8"
-    scale_dtype: Literal["float32", "float16"] = "float32"
-
-    def idle(self) -> dict[str, str]:
-        """`group_size` without groups."""
-        return {} if self.granularity == "group" else {"group_size": "granularity: group"}
-
-
-FORMATS: dict[str, type[FloatBits] | type[IntegerBits] | type[TernaryBits]] = {
-    **dict.fromkeys(get_args(FloatName), FloatBits),
-    **dict.fromkeys(get_args(IntegerName), IntegerBits),
-    "ternary": TernaryBits,
-}
-
-
-def _read_bits(value: Any) -> FloatBits | IntegerBits | TernaryBits:
-    """The spec that `format` names; a bare name is short for a mapping with nothing but that format."""
-    if isinstance(value, FloatBits | IntegerBits | TernaryBits):
-        return value
-    settings = value if isinstance(value, dict) else {"format": value}
-    name = settings.get("format")
-    if "format" not in settings:
-        refuse_keys(settings, known={key for kind in FORMATS.values() for key in kind.model_fields}, missing="format")
-    if not isinstance(name, str) or name not in FORMATS:
-        refuse_option(("format",), name, FORMATS)
-    return FORMATS[str(name)].model_validate(settings)
-
-
-Bits = Annotated[FloatBits | IntegerBits | TernaryBits, PlainValidator(_read_bits)]
 
 _STRICT = ConfigDict(strict=True)
 _LAYER_NAME: TypeAdapter[LayerName] = TypeAdapter(LayerName)
@@ -175,10 +111,21 @@ class Calibration(Closed):
 
 
 class Quantize(Closed):
-    """Give every module the format `bits` names for it."""
+    """Give every module the format `bits` names for it.
+
+    `unhit` is what becomes of an expert that no calibration token reached: rounded to nearest, shown every token of
+    its layer, or an error. `measure` is what the report says of the outputs: `roles` (logits before and after each
+    role; keeps the packed weights beside the dense ones until the end), `model` (before and after, no more) or `none`
+    (no sample is held out).
+    `skip_rate` is the share of tokens whose routed expert is skipped because the router is least sure of it.
+    `keep_latents` holds the ternary experts' trainable weights, to train on; otherwise they give way to packed codes.
+    """
 
     calibration: Calibration | None = None
-    unhit: Literal["fallback_rtn", "error"] = "fallback_rtn"
+    unhit: Literal["fallback_rtn", "route_all", "error"] = "fallback_rtn"
+    measure: Literal["roles", "model", "none"] = "roles"
+    skip_rate: Annotated[Real, Field(ge=0.0, lt=1.0)] = 0.0
+    keep_latents: bool = False
 
 
 StepConfig = Upcycle | Train | Quantize
@@ -232,7 +179,7 @@ class Recipe(Closed):
     description: str = ""
     model: Text | None = None
     seed: Seed = 0
-    bits: dict[Target, Bits] = {}
+    bits: Annotated[dict[Target, Bits], Field(default_factory=dict)]
     pipeline: Annotated[list[PipelineStep], Field(min_length=1)]
 
     def clashes(self) -> Iterator[Mistake]:

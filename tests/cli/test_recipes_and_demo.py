@@ -42,7 +42,7 @@ def test_validate_says_every_problem_of_every_file(mote: Mote, recipe: str, tmp_
     assert (good.exit_code, good.stderr) == (0, "")
     assert good.stdout.count(": ok") == 2
     paths = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
-    paths[0].write_text("name: one\nbits: {routed: int5, shared: int6}\npipeline: [quantize]\n")
+    paths[0].write_text("name: one\nbits: {routed: int7, shared: int9}\npipeline: [quantize]\n")
     paths[1].write_text("name: two\n")
     bad = mote("recipes", "validate", *paths, recipe)
     assert bad.exit_code == 2

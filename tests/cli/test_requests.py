@@ -24,14 +24,14 @@ def refused(result: Any) -> list[str]:
 @pytest.mark.parametrize("command", ["plan", "apply"])
 def test_every_mistake_of_a_recipe_has_a_line(command: str, mote: Mote, tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
-    path.write_text("name: bad\nbits: {routed: int5}\npipelin:\n  - train: {}\n")
+    path.write_text("name: bad\nbits: {routed: int7}\npipelin:\n  - train: {}\n")
     lines = refused(mote(command, path))
     assert len(lines) == 2
     assert all("bad.yaml" in line for line in lines)
 
 
 def test_a_setting_that_cannot_be(mote: Mote, recipe: str, model: str) -> None:
-    assert "bits.shared.format" in refused(mote("plan", recipe, "-m", model, "--set", "bits.shared.format=int5"))[0]
+    assert "bits.shared.format" in refused(mote("plan", recipe, "-m", model, "--set", "bits.shared.format=int7"))[0]
 
 
 def test_no_model_named(mote: Mote, recipe: str) -> None:

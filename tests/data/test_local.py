@@ -8,8 +8,7 @@ import pytest
 from transformers import ByT5Tokenizer
 
 from mote_quant.data import open_source, text
-from mote_quant.data.local import split
-from mote_quant.data.source import IGNORED, within
+from mote_quant.data.source import IGNORED, split, within
 from mote_quant.data.stdlib_text.processor import build_processor
 from mote_quant.errors import DataError
 
@@ -76,6 +75,19 @@ def test_parquet_and_jsonl_read_alike(tmp_path, tokenizer):
     first = open_source(str(tmp_path / "a.parquet"), processor=tokenizer, max_length=16)
     second = open_source(rows(tmp_path / "a.jsonl", *values), processor=tokenizer, max_length=16)
     assert [s["input_ids"].tolist() for s in first.train] == [s["input_ids"].tolist() for s in second.train]
+
+
+def test_which_columns_are_read(tmp_path, tokenizer):
+    pair = {"prompt": "one", "completion": "two"}
+    other = {"question": "three", "answer": "four"}
+    text = {"text": "five " * 20}
+
+    def shown(row):
+        source = open_source(rows(tmp_path / "a.jsonl", row), processor=tokenizer, max_length=16)
+        ids = source.train[0]["input_ids"]
+        return tokenizer.decode(ids, skip_special_tokens=True)[:9]
+
+    assert [shown(pair | text | other), shown(text | other), shown(other)] == ["onetwo", "five five", "threefour"]
 
 
 def test_splits_are_disjoint_and_keep_order():

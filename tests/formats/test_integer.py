@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mote_quant.errors import FormatError
-from mote_quant.formats import format_for
+from mote_quant.formats import Codes, format_for
 from mote_quant.formats.floating import dtype_of
 from mote_quant.formats.groups import count_groups
 from mote_quant.formats.integer import BITS, code_range
@@ -35,7 +35,7 @@ def example(spec: IntegerBits, rows: int, columns: int, seed: int = 0) -> tuple[
 @given(spec=specs, rows=st.integers(0, 5), columns=st.integers(0, 40), seed=st.integers(0, 999))
 def test_stored_tensors_give_the_same_codes_and_exactly_codes_times_scale(spec, rows, columns, seed):
     codes, scale, zero = example(spec, rows, columns, seed)
-    stored = format_for(spec).compress(codes, scale, zero)
+    stored = format_for(spec).compress(Codes(codes, scale, zero))
     assert torch.equal(format_for(spec).codes(stored, (rows, columns)), codes.short())
 
     group = torch.arange(columns) // (columns or 1 if spec.group_size == -1 else spec.group_size)
@@ -47,7 +47,7 @@ def test_stored_tensors_give_the_same_codes_and_exactly_codes_times_scale(spec, 
 
 @given(spec=specs, rows=st.integers(0, 5), columns=st.integers(0, 40))
 def test_layout_is_what_compress_returns(spec, rows, columns):
-    stored = format_for(spec).compress(*example(spec, rows, columns))
+    stored = format_for(spec).compress(Codes(*example(spec, rows, columns)))
     layout = format_for(spec).layout((rows, columns))
     assert {name: (tuple(t.shape), t.dtype, t.nbytes) for name, t in stored.items()} == {
         name: (part.shape, part.dtype, part.nbytes) for name, part in layout.items()
@@ -77,14 +77,14 @@ def test_codes_out_of_range_are_refused(symmetric, end):
     codes, scale, zero = example(spec, 2, 4)
     codes[0, 0] = code_range(spec)[end] + (2 * end - 1)
     with pytest.raises(FormatError, match=r"must lie between -8 and 7" if symmetric else r"must lie between 0 and 15"):
-        format_for(spec).compress(codes, scale, zero)
+        format_for(spec).compress(Codes(codes, scale, zero))
 
 
 def test_zero_points_out_of_range_are_refused():
     spec = IntegerBits(format="int2", symmetric=False)
     codes, scale, _ = example(spec, 2, 4)
     with pytest.raises(FormatError, match="zero points of int2 must lie between 0 and 3, found 0 to 4"):
-        format_for(spec).compress(codes, scale, torch.tensor([[0], [4]]))
+        format_for(spec).compress(Codes(codes, scale, torch.tensor([[0], [4]])))
 
 
 def test_wrong_inputs_are_refused():
@@ -93,29 +93,29 @@ def test_wrong_inputs_are_refused():
     form = format_for(spec)
     for wrong in (codes.float(), codes[0]):
         with pytest.raises(FormatError, match="codes must be integers"):
-            form.compress(wrong, scale, None)
+            form.compress(Codes(wrong, scale))
     for wrong in (scale.float(), scale[:, :1], scale[0]):
         with pytest.raises(FormatError, match=r"weight_scale must be torch.float16 \[2, 2\]"):
-            form.compress(codes, wrong, None)
+            form.compress(Codes(codes, wrong))
     with pytest.raises(FormatError, match="not finite"):
-        form.compress(codes, scale.fill_(torch.inf), None)
+        form.compress(Codes(codes, scale.fill_(torch.inf)))
 
 
 def test_zero_points_must_fit_the_symmetry():
     symmetric, asymmetric = IntegerBits(format="int4"), IntegerBits(format="int4", symmetric=False)
     codes, scale, zero = example(asymmetric, 2, 4)
     with pytest.raises(FormatError, match="symmetric: false takes zero points"):
-        format_for(asymmetric).compress(codes, scale, None)
+        format_for(asymmetric).compress(Codes(codes, scale))
     with pytest.raises(FormatError, match=r"zero points must be integers \[2, 1\]"):
-        format_for(asymmetric).compress(codes, scale, torch.zeros(2, 3, dtype=torch.int64))
+        format_for(asymmetric).compress(Codes(codes, scale, torch.zeros(2, 3, dtype=torch.int64)))
     with pytest.raises(FormatError, match="symmetric: true takes no zero points"):
-        format_for(symmetric).compress(codes.clamp(-8, 7), scale, zero)
+        format_for(symmetric).compress(Codes(codes.clamp(-8, 7), scale, zero))
 
 
 @pytest.mark.parametrize("read", ["codes", "decompress"])
 def test_damaged_tensors_are_refused(read):
     spec = IntegerBits(format="int4", group_size=2, symmetric=False)
-    stored = format_for(spec).compress(*example(spec, 3, 5))
+    stored = format_for(spec).compress(Codes(*example(spec, 3, 5)))
 
     def attempt(**changes: Tensor | None) -> None:
         tensors = {name: tensor for name, tensor in (stored | changes).items() if tensor is not None}

@@ -167,7 +167,7 @@ def latent_model():
     model = pico.PICO["llama"]()
     context = upcycled(model, TERNARY)
     train_it(model, context, balance_loss=0.25, z_loss=0.5)
-    quantize_it(model, context)
+    quantize_it(model, context, keep_latents=True)
     return model
 
 

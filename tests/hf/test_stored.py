@@ -69,7 +69,7 @@ DAMAGES: dict[str, tuple[Callable[[Values], Any], str]] = {
     "unknown parameter": (of_structure(lambda s: s["dtypes"].update(float32=["x.y"])), "no parameter x.y"),
     "unknown type": (of_structure(lambda s: s.update(dtypes={"float99": ["lm_head.weight"]})), "no type float99"),
     "type that is none": (of_structure(lambda s: s.update(dtypes={"nn": ["lm_head.weight"]})), "no type nn"),
-    "unknown format": (packed_alike("int5"), r"packed\.0\.spec\.format cannot be read: .*int5"),
+    "unknown format": (packed_alike("int7"), r"packed\.0\.spec\.format cannot be read: .*int7"),
     "float format": (packed_alike("bfloat16"), r"packed\.0"),
     "unknown layer": (of_layout(path="model.layers.9.mlp"), "not fit this model"),
     "unknown child": (of_layout(up="upward"), "not fit this model"),

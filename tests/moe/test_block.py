@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from mote_quant.formats import Codes
 from mote_quant.hf.structure import replace_module
 from mote_quant.kernels.packed_linear import PackedLinear
 from mote_quant.ternary.linear import TernaryLinear
@@ -92,7 +93,7 @@ def packed(block, dtype):
     for name, module in list(made.named_modules()):
         if isinstance(module, TernaryLinear):
             codes, scale = module.codes()
-            replace_module(made, name, PackedLinear.pack(module.spec, codes, scale, None, module.bias, dtype))
+            replace_module(made, name, PackedLinear.pack(module.spec, Codes(codes, scale), module.bias, dtype))
     return made
 
 

@@ -50,7 +50,7 @@ ONE_SLIP: dict[str, tuple[str, str, int, str, str]] = {
     "key that is a number": ("router:", "3:", 8, "bits", "a key must be text, not the number 3; quote it"),
     "key that is a list": ("router:", "? [a, b]\n  :", 8, "bits", "a key must be text, not a list"),
     # formats and targets
-    "bits that do not exist": ("int4", "int5", 6, "bits.shared.format", 'int3, int2, ternary, not text "int5"; did you mean'),
+    "bits that do not exist": ("int4", "int7", 6, "bits.shared.format", 'int3, int2, nf4, fp4, ternary, auto, not text "int7"; did you mean'),
     "one bit": ("int4", "int1", 6, "bits.shared.format", "expected one of float32, bfloat16, float16, int8"),
     "short format that does not exist": ("router: float32", "router: flaot32", 8, "bits.router", "did you mean float32?"),
     "format by number": ("router: float32", "router: 16", 8, "bits.router", "expected one of float32, bfloat16"),
@@ -220,7 +220,7 @@ def test_there_are_many_kinds() -> None:
 
 def test_all_mistakes_are_told_at_once_in_the_order_of_the_file() -> None:
     text = (
-        GOOD.replace("seed: 3", "sede: 3").replace("int4", "int5").replace("top_k: 1", "top_k: 5").replace("800", "x")
+        GOOD.replace("seed: 3", "sede: 3").replace("int4", "int7").replace("top_k: 1", "top_k: 5").replace("800", "x")
     )
     found = in_file(
         text.replace("router: float32", "routed: float32").replace("calibration: {", "calibration: {sample: 2, ")

@@ -108,7 +108,7 @@ def test_defaults_of_a_recipe_do_not_stand_in_the_way_of_an_override() -> None:
     [
         ("pipeline.1.train.steps=x", 'pipeline[1].train.steps: expected a whole number, not text "x"'),
         ("pipeline.1.train.stesp=20", "pipeline[1].train.stesp: unknown key; did you mean steps?"),
-        ("bits.shared.format=int5", "bits.shared.format: expected one of float32"),
+        ("bits.shared.format=int7", "bits.shared.format: expected one of float32"),
         ("bits.shared.group_size=0", "bits.shared.group_size: must be at least 1"),
         ("sed=3", "sed: unknown key; did you mean seed?"),
         ("seed", "expected path=value"),

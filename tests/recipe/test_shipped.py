@@ -16,6 +16,9 @@ EMBEDDED = {
     *("digits-dense", "mote-digits", "moe-digits", "moe-digits-int4", "moe-digits-int3"),
     *("text-dense", "mote-text", "moe-text", "moe-text-int3"),
 }
+POST_TRAINING = {f"ptq-{name}" for name in ("rtn", "gptq", "awq", "hqq", "nf4")}
+POST_TRAINING |= {f"ptq-{name}" for name in ("gptqmodel", "llmcompressor", "bitsandbytes")}
+AUTO = {"mote-text-auto", "moe-text-auto"}
 BASES = ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "llava-qwen2.5-1.5b")
 REAL = {name for base in BASES for name in (f"mote-{base}", f"moe-{base}", f"moe-{base}-int3")}
 
@@ -29,7 +32,7 @@ def parts(recipe: Recipe) -> tuple[Upcycle, Train, Quantize]:
 
 
 def test_the_catalogue() -> None:
-    assert set(NAMES) == EMBEDDED | REAL
+    assert set(NAMES) == EMBEDDED | REAL | POST_TRAINING | AUTO
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -52,6 +55,9 @@ def test_mote_is_one_frozen_int4_shared_and_four_ternary_experts_top_1_in_every_
     assert train.what == ["routed", "router"]
     assert train.balance_loss == 0.01
     formats = {target: spec.format for target, spec in recipe.bits.items()}
+    if name in AUTO:
+        assert formats.pop("shared") == "auto"
+        formats["shared"] = "int4"
     assert formats.pop("*", "bfloat16") == "bfloat16"
     assert formats == {
         "routed": "ternary",
@@ -70,6 +76,9 @@ def test_the_baseline_is_four_experts_top_2_in_every_layer_and_none_shared(name:
     bits = re.search(r"int\d", name)
     routed = recipe.bits.get("routed", recipe.bits.get("*"))
     assert routed is not None
+    if name in AUTO:
+        assert routed.format == "auto"
+        return
     assert routed.format == (bits[0] if bits else "float32" if "text" in name else "bfloat16")
 
 

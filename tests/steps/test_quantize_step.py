@@ -12,8 +12,9 @@ from mote_quant.kernels.packed_linear import PackedLinear
 from mote_quant.moe import blocks
 from mote_quant.recipe.schema import FloatBits, IntegerBits
 from mote_quant.steps.quantize.casts import cast_parameters
-from mote_quant.steps.quantize.methods import HessianSum, gptq, rtn
+from mote_quant.steps.quantize.methods import HessianSum, Seen, gptq, rtn
 from mote_quant.steps.quantize.walk import Walk
+from mote_quant.ternary.linear import TernaryLinear
 from tests import pico
 from tests.mixtures import CALIBRATION, TERNARY, logits, quantize_it, upcycled
 from tests.sources import source_for
@@ -75,16 +76,17 @@ def test_gptq_sees_what_the_quantized_layers_before_put_out(family):
         hessians = {name: recorded(slow, name, batches).value() for name in names if layer in name}
         for name, hessian in hessians.items():
             linear, spec = slow.get_submodule(name), context.formats[name]
-            codes = gptq(linear.weight, spec, hessian, name=name)
+            codes = gptq(linear.weight, spec, Seen(1, hessian), name=name)
             found = fast.get_submodule(name)
             assert (found.codes().short() == codes.codes.short()).float().mean() > 0.99, name
-            packed = PackedLinear.pack(spec, codes.codes, codes.scale, codes.zero, linear.bias, linear.weight.dtype)
+            packed = PackedLinear.pack(spec, codes, linear.bias, linear.weight.dtype)
             parent, _, child = name.rpartition(".")
             setattr(slow.get_submodule(parent), child, packed)
     assert {note["tokens"] for note in context.notes["modules"].values()} == {
         sum(b["input_ids"].numel() for b in batches)
     }
-    assert context.notes["calibration"] == {"data": "pico", "samples": 8}
+    assert context.notes["calibration"]["data"] == "pico"
+    assert context.notes["calibration"]["samples"] == 8
 
 
 def test_gptq_of_the_whole_model_reaches_what_stands_before_and_after_the_layers():
@@ -126,7 +128,8 @@ def test_experts_without_tokens_fall_back_or_stop():
     starved = {name for name, note in modules.items() if note["tokens"] == 0}
     assert starved
     assert len(starved) < len(modules)
-    assert {modules[name]["method"] for name in starved} == {"rtn (no calibration token)"}
+    assert {modules[name]["method"] for name in starved} == {"rtn"}
+    assert {modules[name]["fallback"] for name in starved} == {"no calibration token: rtn instead of gptq"}
     model, context = starved_model()
     with pytest.raises(CalibrationError, match=r"experts\.\d.*saw no calibration token.*fallback_rtn"):
         quantize_it(model, context, unhit="error", **CALIBRATION)
@@ -149,8 +152,19 @@ def test_gptq_without_calibration_settings():
         quantize_it(model, context)
 
 
-def test_ternary_layers_keep_their_latents_until_they_are_saved():
+def test_ternary_layers_are_packed_at_the_end():
+    latent, _ = quantized("llama", TERNARY, keep_latents=True)
     model, _ = quantized("llama", TERNARY)
+    assert not any(isinstance(module, TernaryLinear) for module in model.modules())
+    assert model.hf_quantizer.quantization_config.latent is False
+    for name, module in latent.named_modules():
+        if isinstance(module, TernaryLinear):
+            assert torch.equal(model.get_submodule(name).codes(), module.codes()[0])
+    torch.testing.assert_close(logits(model), logits(latent))
+
+
+def test_latents_are_kept_where_the_recipe_says_so():
+    model, _ = quantized("llama", TERNARY, keep_latents=True)
     assert model.hf_quantizer.quantization_config.latent is True
     assert model.hf_quantizer.save_latent is False
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mote_quant.formats import Codes
 from mote_quant.kernels.packed_linear import PackedLinear
 from mote_quant.recipe.schema import TernaryBits
 from mote_quant.ternary.activation import fake_quantize_activations
@@ -31,7 +32,7 @@ def rows(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def test_forward_equals_the_packed_layer_to_the_bit(spec, dtype):
     made = layer(spec, dtype)
     codes, scale = made.codes()
-    packed = PackedLinear.pack(spec, codes, scale, None, made.bias, dtype)
+    packed = PackedLinear.pack(spec, Codes(codes, scale), made.bias, dtype)
     assert torch.equal(made(rows(dtype)), packed(rows(dtype)))
     assert torch.equal(packed.codes(), codes)
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
-from mote_quant.data.answers import collate_answers
+import numpy as np
+from numpy.typing import NDArray
+
+from mote_quant.data.answers import Turn, collate_answers
 from mote_quant.data.digits_vqa.questions import questions
 from mote_quant.data.digits_vqa.scenes import SPLITS, Digits, choose_images, load_digits, render
+from mote_quant.data.processors import settings_of
 from mote_quant.data.source import Sample, Source, fingerprint_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import ProcessorMixin
 
 NAME = "digits-vqa"
@@ -39,8 +45,17 @@ def build_source(processor: ProcessorMixin | None = None, seed: int = 0, sizes: 
     digits = load_digits()
     splits = {split: draw_samples(digits, split, getattr(sizes, split), seed) for split in SPLITS}
     content = ([sample["image"].tobytes(), _text(sample)] for split in SPLITS for sample in splits[split])
-    fingerprint = fingerprint_of(NAME, seed, *(part for parts in content for part in parts))
-    return Source(NAME, fingerprint, **splits, collate=partial(collate_answers, processor), kind="vqa")
+    fingerprint = fingerprint_of(NAME, seed, *(part for parts in content for part in parts), *settings_of(processor))
+    return Source(NAME, fingerprint, **splits, collate=partial(_collate, processor), kind="vqa")
+
+
+def _collate(processor: ProcessorMixin, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    turns = [Turn(sample["question"], sample["answer"], [_grey_as_rgb(sample["image"])], NAME) for sample in samples]
+    return collate_answers(processor, turns)
+
+
+def _grey_as_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.repeat(image[..., None], 3, axis=-1)
 
 
 def _text(sample: Sample) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mote_quant.anatomy.feedforward import find_feedforwards, verify
 from mote_quant.hf.attach import attach
 from mote_quant.hf.structure import is_transposed
+from mote_quant.kernels.packed_linear import PackedLinear
 from mote_quant.moe import MoteBlock, MoteLayout, install
 from mote_quant.moe.experts import Expert
 from mote_quant.recipe.schema import Upcycle
@@ -53,8 +54,7 @@ def _upcycle_layer(model: nn.Module, layout: MoteLayout, config: Upcycle, genera
 def _initialize(expert: Expert, sources: dict[str, nn.Module], config: Upcycle, generator: torch.Generator) -> None:
     for name, source in sources.items():
         target = cast(nn.Linear, expert.get_submodule(name))
-        weight = cast(Tensor, source.weight)
-        weight = weight.t() if is_transposed(source) else weight
+        weight = _dense_weight(source)
         spread = weight.float().std()
         if config.init == "random":
             _draw(target.weight, float(spread), generator)
@@ -64,6 +64,14 @@ def _initialize(expert: Expert, sources: dict[str, nn.Module], config: Upcycle, 
                 target.weight.add_(_normal(target.weight, config.noise * float(spread), generator))
         if target.bias is not None:
             target.bias.copy_(cast(Tensor, source.bias))
+
+
+def _dense_weight(source: nn.Module) -> Tensor:
+    """[out, in], of a layer of any make."""
+    if isinstance(source, PackedLinear):
+        return source.dequantize()
+    weight = cast(Tensor, source.weight)
+    return weight.t() if is_transposed(source) else weight
 
 
 def _draw(target: Tensor, std: float, generator: torch.Generator) -> None:
@@ -76,6 +84,7 @@ def _normal(like: Tensor, std: float, generator: torch.Generator) -> Tensor:
 
 
 def _freeze_like(block: MoteBlock, dense: nn.Module) -> None:
-    trains = cast(Tensor, dense.weight).requires_grad
+    # Packed weights cannot train, which says nothing about what starts from them.
+    trains = isinstance(dense, PackedLinear) or cast(Tensor, dense.weight).requires_grad
     for parameter in [*block.experts.parameters(), *block.gate.parameters()]:
         parameter.requires_grad_(trains)

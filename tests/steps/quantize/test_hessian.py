@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 
@@ -37,15 +39,48 @@ def test_leading_axes_count_tokens_and_low_precision_is_summed_in_float32():
     assert not hessian.value().requires_grad
 
 
+@pytest.mark.parametrize("columns", [1, 8, 9, 37])
+def test_computing_one_triangle_gives_the_whole(columns, monkeypatch):
+    monkeypatch.setattr(import_module("mote_quant.steps.quantize.methods.hessian"), "BLOCK", 4)
+    inputs = torch.randn(50, columns, generator=torch.Generator().manual_seed(3))
+    hessian, again = HessianSum(columns), HessianSum(columns)
+    for total in (hessian, again):
+        for part in inputs.split(20):
+            total.add(part)
+            total.value()
+    expected = inputs.double().T @ inputs.double() / 25
+    assert torch.allclose(hessian.value().double(), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(hessian.value(), hessian.value().T)
+    assert torch.equal(hessian.value(), again.value())
+
+
+def test_rows_are_cast_a_few_at_a_time(monkeypatch):
+    inputs = torch.randn(50, 6, generator=torch.Generator().manual_seed(4)).bfloat16()
+    whole, few = HessianSum(6), HessianSum(6)
+    whole.add(inputs)
+    monkeypatch.setattr(import_module("mote_quant.steps.quantize.methods.hessian"), "CHUNK", 20)
+    few.add(inputs)
+    assert few.tokens == 50
+    assert torch.allclose(few.value(), whole.value(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_value_is_no_copy():
+    hessian = HessianSum(3)
+    hessian.add(torch.eye(3))
+    assert hessian.value().data_ptr() == hessian.value().data_ptr()
+
+
 def test_value_can_be_read_between_batches():
     hessian = HessianSum(2)
     hessian.add(torch.eye(2))
     first = hessian.value().clone()
     hessian.add(torch.eye(2))
     assert torch.equal(hessian.value(), first)
+    hessian.add(torch.full((4, 2), 2.0))
+    assert torch.allclose(hessian.value(), torch.tensor([[4.5, 4.0], [4.0, 4.5]]))
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_inputs_that_are_not_finite_are_refused_and_not_counted(value):
     hessian = HessianSum(2, name="layer.weight")
     with pytest.raises(CalibrationError, match=r"layer\.weight.*NaN or infinite"):

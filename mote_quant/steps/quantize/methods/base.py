@@ -8,25 +8,28 @@ from typing import Protocol
 from torch import Tensor
 
 from mote_quant.errors import BadWeightsError
+from mote_quant.formats import Codes as Codes
 from mote_quant.recipe.schema import IntegerBits
 
 
 @dataclass(frozen=True)
-class Codes:
-    """int16 codes [out, in]; scales [out, groups] in the spec's type; zero points uint8 [out, groups] if asymmetric."""
+class Seen:
+    """What calibration saw go into a linear layer; a method finds what it asked for in `NEEDS`, the rest is None.
 
-    codes: Tensor
-    scale: Tensor
-    zero: Tensor | None
+    `hessian` is H = 2/n sum x x^T over all n tokens, float32 [in, in]; `inputs` are some of the tokens, float32
+    [rows, in]; `tokens` is n.
+    """
+
+    tokens: int
+    hessian: Tensor | None = None
+    inputs: Tensor | None = None
 
 
 class Method(Protocol):
-    """A way to round a weight [out, in] to a spec; `hessian` is [in, in], `name` is the tensor's name for errors."""
+    """A way to round a weight [out, in] to a spec; `name` is the tensor's name for errors."""
 
-    def __call__(
-        self, weight: Tensor, spec: IntegerBits, hessian: Tensor | None = None, *, name: str = "weight"
-    ) -> Codes:
-        """Raises BadWeightsError for weights that are not finite, CalibrationError for an unusable Hessian."""
+    def __call__(self, weight: Tensor, spec: IntegerBits, seen: Seen | None = None, *, name: str = "weight") -> Codes:
+        """Raises BadWeightsError for weights that are not finite, CalibrationError for inputs it cannot use."""
         ...
 
 
