@@ -33,7 +33,8 @@ def calibration_batches(source: Source, samples: int, batch_size: int, seed: int
     """Draw `samples` different samples of `source.train` in an order that follows from `seed`, and an eighth more.
 
     Where there are no more, the held-out samples are taken out of those drawn; a single sample leaves nothing to hold
-    out, nor does `hold_out=False`. A source with fewer samples than asked for is used whole, which is noted and logged. DataError for none.
+    out, nor does `hold_out=False`. A source with fewer samples than asked for is used whole, which is noted and logged.
+    DataError for none.
     """
     found = len(source.train)
     if not found:

@@ -86,6 +86,20 @@ def test_the_largest_weights_stay_within_half_a_step():
     assert math.isclose(found.scale.item(), 0.2, rel_tol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("symmetric", "weights", "codes"),
+    [
+        (True, [7.5, 0.5, 1.5, -0.5, -1.5], [7, 0, 2, 0, -2]),
+        (False, [-1.0, 14.0, -0.5, 0.5, 1.5, 2.5], [0, 15, 0, 2, 2, 4]),
+    ],
+)
+def test_half_way_between_two_codes_the_even_one_is_taken(symmetric, weights, codes):
+    spec = IntegerBits(format="int4", symmetric=symmetric, scale_dtype="float32")
+    found = rtn(torch.tensor([weights]), spec)
+    assert found.scale.item() == 1.0
+    assert found.codes.tolist() == [codes]
+
+
 @pytest.mark.parametrize("values", [[1.0, 2.0, 3.0], [-1.0, -2.0, -3.0]])
 def test_a_group_of_one_sign_keeps_zero_on_the_grid(values):
     spec = IntegerBits(format="int4", symmetric=False, scale_dtype="float32")

@@ -111,8 +111,12 @@ def row_slices(weight: Tensor) -> Iterator[slice]:
 
 def round_to_grid(values: Tensor, scale: Tensor, zero: Tensor | None, spec: IntegerBits) -> Tensor:
     """float32 values -> the nearest codes, as whole float32 numbers; scale and zero broadcast over the values."""
-    codes = torch.round(values / scale.float())
-    return (codes if zero is None else codes + zero.float()).clamp_(*code_range(spec))
+    codes, (first, last) = values / scale.float(), code_range(spec)
+    if zero is None:
+        return codes.round_().clamp_(first, last)
+    # As compressed-tensors counts, from the middle and before rounding: both decide which way a tie goes.
+    middle = (first + last + 1) // 2
+    return codes.add_(zero.float() - middle).round_().add_(middle).clamp_(first, last)
 
 
 def from_grid(codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
@@ -129,10 +133,11 @@ def _spanning(low: Tensor, high: Tensor, spec: IntegerBits, name: str = "weight"
 def _extremes(groups: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
     if groups.numel() == 0:
         return groups.new_zeros(groups.shape[:-1]), groups.new_zeros(groups.shape[:-1])
+    low, high = groups.amin(-1).clamp_(max=0.0), groups.amax(-1).clamp_(min=0.0)
     if symmetric:
-        high = groups.abs().amax(-1)
+        high = torch.maximum(high, -low)
         return -high, high
-    return groups.amin(-1).clamp(max=0.0), groups.amax(-1).clamp(min=0.0)
+    return low, high
 
 
 def storable(scale: Tensor, spec: IntegerBits, name: str) -> Tensor:
