@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from mote_quant.pipeline import apply
     from mote_quant.planning import plan
     from mote_quant.recipe import Recipe
+    from mote_quant.sweeps.run import sweep
 
-__all__ = ["MoteError", "Recipe", "__version__", "apply", "inspect", "load_model", "plan"]
+__all__ = ["MoteError", "Recipe", "__version__", "apply", "inspect", "load_model", "plan", "sweep"]
 
 _HOMES = {
     "MoteError": "mote_quant.errors",
@@ -33,6 +34,7 @@ _HOMES = {
     "inspect": "mote_quant.inspection",
     "load_model": "mote_quant.hf.loading",
     "plan": "mote_quant.planning",
+    "sweep": "mote_quant.sweeps.run",
 }
 
 register_on_import()

@@ -95,6 +95,14 @@ class CalibrationError(RunError):
     """Calibration could not produce what a method needs."""
 
 
+class CellDiedError(RunError):
+    """The process that worked on a cell of a sweep is gone; the message says what to do."""
+
+
+class SweepError(RunError):
+    """Parts of a sweep have no result; all others are written, and the message lists what is missing and why."""
+
+
 class SaveError(RunError):
     """Writing failed (disk full, read-only folder); whatever was there before is still whole."""
 

@@ -10,13 +10,19 @@ import torch
 from torch import nn
 
 from mote_quant.data.source import Source
+from mote_quant.hf.loading import load_model
 from mote_quant.recipe import Recipe
 from mote_quant.recipe.plain import settings
 from mote_quant.recipe.schema import Quantize, Train
 
 
-def fingerprint_of(recipe: Recipe, model: nn.Module, open_data: Callable[[str, int | None], Source]) -> dict[str, Any]:
-    """The resolved recipe, the model's weights, the data."""
+def fingerprint_of(
+    recipe: Recipe,
+    model: nn.Module,
+    open_data: Callable[[str, int | None], Source],
+    open_teacher: Callable[[str], nn.Module] = load_model,
+) -> dict[str, Any]:
+    """The resolved recipe, the model's weights, the data, and the weights of teachers where there are any."""
     named = [step.config for step in recipe.pipeline]
     wanted = {(c.data, c.max_length) for c in named if isinstance(c, Train)}
     wanted |= {
@@ -26,10 +32,13 @@ def fingerprint_of(recipe: Recipe, model: nn.Module, open_data: Callable[[str, i
     # As a list, for the order of `bits` decides which rule wins.
     values = settings(recipe)
     values["bits"] = [{target: spec} for target, spec in values["bits"].items()]
+    teachers = sorted({c.distill.teacher for c in named if isinstance(c, Train) and c.distill})
+    taught = {"teacher": {name: weights_hash(open_teacher(name)) for name in teachers}} if teachers else {}
     return {
         "recipe": values,
         "model": weights_hash(model),
         "data": {key: open_data(*source).fingerprint for key, source in sources.items()},
+        **taught,
     }
 
 

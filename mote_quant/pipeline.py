@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from mote_quant.fingerprint import fingerprint_of, weights_hash
 from mote_quant.hf.foreign.live import take_over
 from mote_quant.hf.loading import check_finite, check_model
 from mote_quant.hf.saving import save_model, stored_bytes
+from mote_quant.hf.teacher import open_teacher
 from mote_quant.journal import Run
 from mote_quant.planning import Plan, plan_on, skeleton_for
 from mote_quant.provenance import provenance
@@ -26,6 +28,7 @@ from mote_quant.recipe import Recipe, dump, load
 from mote_quant.report import build_report, render_html, render_markdown
 from mote_quant.steps import RUN, Context, Progress, Silent
 from mote_quant.steps.quantize.backends import require
+from mote_quant.steps.train import require_compiler
 
 _log = logging.getLogger(__name__)
 
@@ -63,8 +66,11 @@ def apply(
     for spec in plan.formats.values():
         # Now, not when training is over and quantizing begins.
         require(getattr(spec, "backend", "own"))
+    if any(getattr(step.config, "compile", False) for step in loaded.pipeline):
+        require_compiler()
     opener = opener_for(model, processor=processor, data=data, seed=loaded.seed)
-    fingerprint = fingerprint_of(loaded, model, opener)
+    # Teachers are opened here, and again when it is their turn: a bad one is refused before anything is trained.
+    fingerprint = fingerprint_of(loaded, model, opener, partial(open_teacher, student=model, processor=processor))
     made = provenance(loaded, fingerprint)
     run = None if output is None else Run.open(Path(output), fingerprint)
     if run is not None and run.finished():

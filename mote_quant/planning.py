@@ -8,21 +8,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from mote_quant.anatomy.coverage import Row, assign_bits, coverage
-from mote_quant.anatomy.structure import under
 from mote_quant.data.embedded import embedded
-from mote_quant.errors import FormatError, RequestError
+from mote_quant.errors import RequestError
 from mote_quant.hf.apart import to_unfuse
 from mote_quant.hf.structure import empty_packed, replace_module
 from mote_quant.hf.unfuse import unfuse
 from mote_quant.memory.ledger import Ledger, weigh
 from mote_quant.moe import MoteLayout, blocks, install
+from mote_quant.moe.build import latent_linear
+from mote_quant.moe.layout import Projection
 from mote_quant.moe.skip import check_skippable
+from mote_quant.qat.linear import QatLinear
 from mote_quant.recipe import Recipe, load
 from mote_quant.recipe.schema import (
     AutoBits,
@@ -31,15 +33,15 @@ from mote_quant.recipe.schema import (
     FloatBits,
     IntegerBits,
     Quantize,
-    TernaryBits,
     Train,
     Upcycle,
+    trains,
 )
 from mote_quant.steps.quantize.allocate import check_budgets
 from mote_quant.steps.quantize.casts import cast_parameters
 from mote_quant.steps.train.selection import by_role, trainable_names
 from mote_quant.steps.upcycle import plan_layouts
-from mote_quant.ternary.linear import TernaryLinear
+from mote_quant.steps.upcycle.trained import check_trained, trained_projections
 
 
 @dataclass(frozen=True)
@@ -114,12 +116,12 @@ def plan_on(recipe: Recipe, skeleton: nn.Module) -> Plan:
             trained.append(by_role(skeleton, trainable_names(skeleton, step.config.what)))
     unfuse(skeleton, to_unfuse(recipe.bits, skeleton))
     formats = assign_bits(recipe.bits, skeleton)
-    _check_trained(skeleton, formats, layouts)
+    check_trained(skeleton, formats, layouts)
     check_budgets({name: spec for name, spec in formats.items() if isinstance(spec, AutoBits)}, skeleton)
     if any(isinstance(step.config, Quantize) and step.config.skip_rate for step in recipe.pipeline):
         check_skippable(skeleton)
     rows = coverage(recipe.bits, skeleton)
-    layouts = tuple(replace(layout, ternary=_ternary_of(layout, skeleton, formats)) for layout in layouts)
+    layouts = tuple(replace(layout, qat=trained_projections(layout, skeleton, formats)) for layout in layouts)
     for layout in layouts:
         _make_latent(skeleton, layout)
     _carry_out(skeleton, formats)
@@ -128,60 +130,18 @@ def plan_on(recipe: Recipe, skeleton: nn.Module) -> Plan:
     return Plan(recipe, layouts, formats, tuple(rows), tuple(trained), dense, weigh(skeleton))
 
 
-def _check_trained(skeleton: nn.Module, formats: dict[str, Bits], layouts: tuple[MoteLayout, ...]) -> None:
-    """FormatError for experts that this recipe does not make and that were not trained for the ternary it asks for."""
-    for name, spec in formats.items():
-        if isinstance(spec, TernaryBits) and not any(under(name, layout.path) for layout in layouts):
-            module = skeleton.get_submodule(name)
-            if not isinstance(module, TernaryLinear):
-                raise FormatError(
-                    f"{name} cannot be ternary: it is full precision, and this recipe does not up-cycle it. "
-                    "Up-cycle a dense model with this format, or take an integer or float one"
-                )
-            if module.spec != spec:
-                raise FormatError(
-                    f"{name} was trained as ternary with {_difference(module.spec, spec)}, but this recipe asks for "
-                    f"{_difference(spec, module.spec)}. Ask for the former, or up-cycle a dense model again"
-                )
-
-
-def _difference(spec: TernaryBits, other: TernaryBits) -> str:
-    """The settings of `spec` that are not those of `other`, in words."""
-    settings, others = spec.model_dump(), other.model_dump()
-    return ", ".join(f"{key} {value}" for key, value in settings.items() if value != others[key])
-
-
-def _ternary_of(layout: MoteLayout, skeleton: nn.Module, formats: dict[str, Bits]) -> TernaryBits | None:
-    """The one ternary spec of a layer's experts, or None; FormatError when only some of its projections are ternary."""
-    experts = blocks(skeleton)[layout.path].experts
-    names = [
-        f"{layout.path}.experts.{name}" for name, module in experts.named_modules() if isinstance(module, nn.Linear)
-    ]
-    specs = {name: formats.get(name) for name in names}
-    ternary = [spec for spec in specs.values() if isinstance(spec, TernaryBits)]
-    if ternary and any(spec != ternary[0] for spec in specs.values()):
-        other = next(name for name, spec in specs.items() if spec != ternary[0])
-        raise FormatError(
-            f"{layout.path}: its experts share one call and must share one ternary format, but {other} is given "
-            f"{specs[other].format if specs[other] else 'none'}"  # type: ignore[union-attr]
-        )
-    return ternary[0] if ternary else None
-
-
 def _make_latent(skeleton: nn.Module, layout: MoteLayout) -> None:
-    """Give a layer's experts the ternary layers up-cycling will give them."""
-    if layout.ternary is None:
-        return
+    """Give a layer's experts the latent layers up-cycling will give them."""
     for name, module in list(blocks(skeleton)[layout.path].experts.named_modules()):
-        if isinstance(module, nn.Linear):
-            columns, rows, bias = module.in_features, module.out_features, module.bias is not None
-            latent = TernaryLinear(columns, rows, layout.ternary, bias, torch.float32, "meta")
+        spec = layout.qat.get(cast(Projection, name.rpartition(".")[2]))
+        if spec is not None and isinstance(module, nn.Linear):
+            latent = latent_linear(module.in_features, module.out_features, spec, module.bias is not None)
             replace_module(skeleton, f"{layout.path}.experts.{name}", latent)
 
 
 def _carry_out(skeleton: nn.Module, formats: dict[str, Bits]) -> None:
     for name, spec in formats.items():
-        if isinstance(spec, IntegerBits | CodebookBits | AutoBits):
+        if isinstance(spec, IntegerBits | CodebookBits | AutoBits) and not trains(spec):
             planned = spec.uniform if isinstance(spec, AutoBits) else spec
             replace_module(skeleton, name, empty_packed(skeleton.get_submodule(name), planned))
     with torch.no_grad():
@@ -189,7 +149,7 @@ def _carry_out(skeleton: nn.Module, formats: dict[str, Bits]) -> None:
 
 
 def _pack_latents(skeleton: nn.Module) -> None:
-    """A finished model stores its ternary layers packed, those no rule named too."""
+    """A finished model stores its latent layers packed, those no rule named too."""
     for name, module in list(skeleton.named_modules()):
-        if isinstance(module, TernaryLinear):
+        if isinstance(module, QatLinear):
             replace_module(skeleton, name, empty_packed(module, module.spec))

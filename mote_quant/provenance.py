@@ -15,13 +15,15 @@ _PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "dat
 
 def provenance(recipe: Recipe, fingerprint: dict[str, Any]) -> dict[str, Any]:
     """What goes into an artifact: our version and commit, package versions, the resolved recipe, seed, fingerprints."""
+    return versions() | {"recipe": dump(recipe), "seed": recipe.seed, "fingerprint": fingerprint}
+
+
+def versions() -> dict[str, Any]:
+    """Our version and commit, and those of the packages that decide results."""
     return {
         "mote_quant": __version__,
         "commit": _commit(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "recipe": dump(recipe),
-        "seed": recipe.seed,
-        "fingerprint": fingerprint,
     }
 
 

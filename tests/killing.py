@@ -31,7 +31,7 @@ from tests.sources import source_for
 RECIPE: dict[str, Any] = {
     "name": "killed",
     "bits": {
-        "routed": {"format": "ternary"},
+        "routed": {"format": "ternary", "granularity": "channel", "scales": "learned"},
         "shared": {"format": "int4", "group_size": 16, "method": "gptq"},
         "attention": "int8",
     },

@@ -27,7 +27,8 @@ TRAIN: dict[str, Any] = {"what": ["routed", "router"], "data": "pico", "steps": 
 
 def recipe(bits: dict[str, Any] | None = None, train: dict[str, Any] | None = None, **upcycle: Any) -> Recipe:
     """upcycle, then `train` if given, then quantize if there are `bits`."""
-    steps: list[Any] = [{"upcycle": {"noise": 0.3, "router_std": 0.3} | upcycle}]
+    copies: dict[str, Any] = {} if "lora_rank" in upcycle else {"noise": 0.3}
+    steps: list[Any] = [{"upcycle": copies | {"router_std": 0.3} | upcycle}]
     steps += [{"train": TRAIN | train}] if train is not None else []
     steps += [{"quantize": CALIBRATION if "gptq" in str(bits) else {}}] if bits else []
     return load({"name": "pico", "bits": bits or {}, "pipeline": steps})

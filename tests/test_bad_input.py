@@ -120,8 +120,8 @@ def test_no_data(tmp_path):
         (RecipeError, "top_k", recipe(TERNARY, experts=2, top_k=3)),
         (RecipeError, "gptq looks at samples", recipe({"shared": {"format": "int4", "method": "gptq"}})),
         (RequestError, r"layers: \[5\] have no feed-forward", recipe(TERNARY, layers=[5])),
-        (FormatError, "must share one ternary format.*int4", recipe({"*.down_proj": "int4"} | TERNARY)),
-        (FormatError, "must share one ternary format.*none", recipe({"*experts.0*": {"format": "ternary"}})),
+        (FormatError, "are trained alike, down_proj .*int4", recipe({"*experts.0.down_proj": "int4"} | TERNARY)),
+        (FormatError, "are trained alike.*none", recipe({"*experts.0*": {"format": "ternary"}})),
     ],
 )  # fmt: skip
 def test_requests_that_cannot_be_met(tmp_path, kind, match, made):
@@ -139,8 +139,8 @@ def test_a_conv1d_cannot_be_cast_alone(tmp_path):
 
 
 def test_two_ternary_formats_in_one_layer(tmp_path):
-    made = recipe({"*.experts.*.up_proj": {"format": "ternary", "packing": "base3"}, "routed": {"format": "ternary"}})
-    refused(FormatError, "must share one ternary format", made, pico.PICO["llama"](), tmp_path)
+    made = recipe({"*.experts.2.up_proj": {"format": "ternary", "packing": "base3"}, "routed": {"format": "ternary"}})
+    refused(FormatError, "are trained alike.*given packing", made, pico.PICO["llama"](), tmp_path)
 
 
 def test_ternary_in_one_layer_and_integers_in_the_other_is_fine(tmp_path):

@@ -130,7 +130,7 @@ def test_latents_with_biases_too(tmp_path):
 @pytest.mark.parametrize("bits", [{}, TERNARY])
 def test_all_else_can_be_cast_around_latents(bits, tmp_path):
     model = reloaded(mixture(TERNARY), tmp_path / "latent")
-    codes = {n: m.codes()[0] for n, m in model.named_modules() if hasattr(m, "strength")}
+    codes = {n: m.codes().codes for n, m in model.named_modules() if hasattr(m, "strength")}
     made = recipe(bits | {"router": "float32", "*": "bfloat16"})
     foretold = plan(made, model).result
     assert foretold.roles["routed"].bits < 3

@@ -10,7 +10,7 @@ import torch
 
 import mote_quant
 from mote_quant.formats.integer import IntegerFormat
-from mote_quant.formats.ternary import TernaryFormat
+from mote_quant.formats.scaled import ScaledFormat
 from mote_quant.kernels.packed_linear import PackedLinear
 from mote_quant.memory.ledger import weigh
 from tests import pico
@@ -44,7 +44,7 @@ def test_it_is_no_larger_in_memory_than_its_file(again: bool, tmp_path: Path) ->
 def test_it_runs_with_one_dense_weight_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = quantized(tmp_path)
     alive: list[weakref.ref[torch.Tensor]] = []
-    for kind in (IntegerFormat, TernaryFormat):
+    for kind in (IntegerFormat, ScaledFormat):
         original = kind.decompress
 
         def decompress(self, *args, _original=original):

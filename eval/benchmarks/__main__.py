@@ -22,7 +22,7 @@ from mote_quant.formats import Codes
 from mote_quant.kernels import PackedLinear
 from mote_quant.recipe import IntegerBits, TernaryBits
 from mote_quant.steps.quantize.methods import rtn
-from mote_quant.ternary.quantize import ternary_codes, ternary_scale
+from mote_quant.ternary.quantize import absmean_scale, scaled_codes
 
 OUTPUT = Path(__file__).parent.parent / "results" / "bench.json"
 SHAPES = {"gate_up": (8960, 1536), "down": (1536, 8960)}
@@ -37,8 +37,8 @@ def ternary(packing: Any) -> Callable[[Tensor], PackedLinear]:
 
     def pack(weight: Tensor) -> PackedLinear:
         spec = TernaryBits(format="ternary", packing=packing)
-        scale = ternary_scale(weight, spec)
-        return PackedLinear.pack(spec, Codes(ternary_codes(weight, scale, spec), scale), None, torch.bfloat16)
+        scale = absmean_scale(weight, spec)
+        return PackedLinear.pack(spec, Codes(scaled_codes(weight, scale, spec), scale), None, torch.bfloat16)
 
     return pack
 

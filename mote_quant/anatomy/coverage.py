@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from mote_quant.anatomy.fitting import Place, group_problem, refusal, ternary_problem
+from mote_quant.anatomy.fitting import Place, group_problem, refusal, training_problem
 from mote_quant.anatomy.inventory import Parameter, aliases, inventory
 from mote_quant.errors import FormatError
 from mote_quant.formats import dtype_of, format_for
@@ -90,7 +90,7 @@ def _problems(places: list[Place]) -> Iterator[str]:
         weights = [place for place in rule if place.parameter.matrix] or rule
         if not any(place.fits for place in weights):
             yield refusal(weights[0])
-        for check in (ternary_problem, group_problem):
+        for check in (training_problem, group_problem):
             yield from [problem for place in rule if (problem := check(place))][:1]
 
 

@@ -9,10 +9,11 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from mote_quant.anatomy.inventory import LINEAR_WEIGHT, Parameter
 from mote_quant.anatomy.structure import join, linear_shape
-from mote_quant.recipe.schema import AutoBits, Bits, FloatBits, IntegerBits, TernaryBits
-from mote_quant.ternary.linear import TernaryLinear
+from mote_quant.qat.linear import QatLinear
+from mote_quant.recipe.schema import AutoBits, Bits, FloatBits, IntegerBits, QatBits, ScaledBits, trains, wording
 
 FLOATS = "float32, bfloat16 or float16"
+TRAINED = "ternary, binary"
 PACKED = "auto, int8, int6, int5, int4, int3, int2, nf4 or fp4"
 # Norms scale elementwise, embeddings are looked up by row, and a router decides by small differences.
 FLOAT_ONLY = ("router", "norm", "embedding")
@@ -32,7 +33,7 @@ class Place:
     @property
     def fits(self) -> bool:
         """Whether the parameter can take the format."""
-        if self.trained_ternary and not isinstance(self.bits, TernaryBits):
+        if self.trained_for is not None and wording(self.bits) != wording(self.trained_for):
             return False
         if isinstance(self.bits, FloatBits):
             return self.castable and (self.bits.format == "float32" or not self.keeps_float32)
@@ -50,11 +51,10 @@ class Place:
         return self.parameter.dtype.is_floating_point and self.parameter.count > 0
 
     @property
-    def trained_ternary(self) -> bool:
-        """Whether this is a latent weight: only its ternary value was trained, other roundings of it mean nothing."""
-        return isinstance(self.module, TernaryLinear) and self.parameter.name == join(
-            self.parameter.module, LINEAR_WEIGHT
-        )
+    def trained_for(self) -> QatBits | None:
+        """The format of a latent weight: only its value in that was trained, other roundings of it mean nothing."""
+        is_weight = self.parameter.name == join(self.parameter.module, LINEAR_WEIGHT)
+        return self.module.spec if isinstance(self.module, QatLinear) and is_weight else None
 
     @property
     def packable(self) -> bool:
@@ -77,14 +77,14 @@ def refusal(place: Place) -> str:
     """Says which target asks what of which parameter, why not, and what the parameter takes."""
     parameter = place.parameter
     held = f"{parameter.name} ({', '.join([parameter.role, *_circumstances(place)])})"
-    return f"bits.{place.target}: {held} cannot be {place.bits.format}; it takes {_takes(place)}"
+    return f"bits.{place.target}: {held} cannot be {wording(place.bits)}; it takes {_takes(place)}"
 
 
-def ternary_problem(place: Place) -> str | None:
-    """Ternary anywhere but in routed experts, which are trained for it."""
-    if not isinstance(place.bits, TernaryBits) or not place.packable or place.parameter.role == "routed":
+def training_problem(place: Place) -> str | None:
+    """A format that is trained anywhere but in routed experts."""
+    if not trains(place.bits) or not place.packable or place.parameter.role == "routed":
         return None
-    return f"{refusal(place)}; ternary is for routed experts only, which are trained for it"
+    return f"{refusal(place)}; {wording(place.bits)} is for routed experts only, which are trained for it"
 
 
 def group_problem(place: Place) -> str | None:
@@ -109,7 +109,7 @@ def group_problem(place: Place) -> str | None:
 
 def _group_size(spec: Bits) -> int:
     """Columns a group; -1 for a format without groups."""
-    if isinstance(spec, IntegerBits | AutoBits) or (isinstance(spec, TernaryBits) and spec.granularity == "group"):
+    if isinstance(spec, IntegerBits | AutoBits) or (isinstance(spec, ScaledBits) and spec.granularity == "group"):
         return spec.group_size
     return -1
 
@@ -120,8 +120,8 @@ def _circumstances(place: Place) -> list[str]:
         return [f"tied to {parameter.tied_to}"]
     if not place.castable:
         return ["packed already"]
-    if place.trained_ternary:
-        return ["is trained as ternary"]
+    if place.trained_for is not None:
+        return [f"is trained as {wording(place.trained_for)}"]
     return [] if parameter.matrix else ["a vector"]
 
 
@@ -134,8 +134,8 @@ def _takes(place: Place) -> str:
         return f"{FLOATS}; more is open to the role routed as a whole, or to its experts one by one, as {one}"
     if not place.castable:
         return "no other format: leave the rule out, and it stays as it is"
-    if place.trained_ternary:
-        return "ternary, as it was trained"
+    if place.trained_for is not None:
+        return f"{wording(place.trained_for)}, as it was trained"
     if not place.packable:
         return FLOATS
-    return f"ternary, {PACKED}, {FLOATS}" if parameter.role == "routed" else f"{PACKED}, {FLOATS}"
+    return f"{TRAINED}, {PACKED}, {FLOATS}" if parameter.role == "routed" else f"{PACKED}, {FLOATS}"

@@ -25,8 +25,8 @@ class Parameter:
 
     `shape` and `dtype` are the stored tensor's. `count` is how many numbers of the model it holds: a packed weight
     counts out * in, its scales and zero points count 0. `bits` is what its format nominally takes for each of them
-    (ternary 2, int4 4, bfloat16 16); a latent ternary weight counts as ternary. `matrix` tells weights (of linear
-    layers, stacked experts, convolutions, embeddings) from vectors. `tied_to` is another name of the same tensor.
+    (ternary 2, int4 4, bfloat16 16); a latent weight counts as what it is trained for. `matrix` tells weights (of
+    linear layers, stacked experts, convolutions, embeddings) from vectors. `tied_to` is another name of the tensor.
     """
 
     name: str

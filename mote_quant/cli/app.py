@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mote_quant.cli import apply, demo, export, inspect, plan, recipes
+from mote_quant.cli import apply, demo, evaluate, export, inspect, plan, recipes, sweep
 from mote_quant.cli.session import Session
 from mote_quant.version import __version__
 
@@ -22,7 +22,9 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("plan")(plan.plan)
 app.command("apply")(apply.apply)
+app.command("sweep")(sweep.sweep)
 app.command("inspect")(inspect.inspect)
+app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.add_typer(recipes.app, name="recipes")
 

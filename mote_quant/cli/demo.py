@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mote_quant.cli.options import QuietOption
-from mote_quant.cli.output import print_lines, print_tables
+from mote_quant.cli.options import QuietOption, SetOption
 from mote_quant.cli.progress import watching
 from mote_quant.cli.session import guarded
+from mote_quant.cli.sweep import report_on
+
+SWEEP = "digits"
+_MOST_JOBS = 2
 
 
 @guarded
@@ -19,23 +23,23 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where it all goes.")] = Path(
         "runs/demo"
     ),
-    seed: Annotated[int, typer.Option("--seed", min=0, help="The seed of everything.")] = 0,
+    overrides: SetOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Run the whole job on data that needs no download, in minutes.
 
     A dense model learns to answer questions about handwritten digits, then
-    becomes a Mixture of Ternary Experts and a full-precision mixture; both are
-    packed, reloaded in a fresh process, asked and weighed.
+    becomes a Mixture of Ternary Experts and full-precision mixtures; all are
+    packed, reloaded, asked and weighed. It is the shipped sweep `digits`.
     Interrupted? The same command goes on where it stopped.
     """
     context.obj.output = output
     with watching(context.obj, quiet) as progress:
-        import mote_quant.demo as job
+        from mote_quant.hf.integrity import write_atomic
+        from mote_quant.sweeps import run
 
-        report = job.run(output, seed, progress)
+        jobs = min(_MOST_JOBS, os.cpu_count() or 1)
+        run.sweep(SWEEP, output, options=run.Options(jobs=jobs, overrides=overrides or (), progress=progress))
+        write_atomic(output / "report.json", (output / "results.json").read_bytes())
     if not quiet:
-        from mote_quant.demo.page import HEADER, rows
-
-        print_tables([("Mixture of Ternary Experts on digits-vqa", HEADER, rows(report["points"]))])
-        print_lines([f"report  {output / 'index.html'}", f"points  {output / 'report.json'}"])
+        report_on(output, as_json=False)

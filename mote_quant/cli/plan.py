@@ -2,58 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mote_quant.cli.options import JsonOption, RecipeArgument, SetOption
+from mote_quant.cli.budget import Match, Wish, room_tables, show_candidates
+from mote_quant.cli.options import JsonOption, SetOption
 from mote_quant.cli.output import Table, print_json, print_tables
 from mote_quant.cli.progress import watching
 from mote_quant.cli.session import guarded
 
 if TYPE_CHECKING:
     from mote_quant.memory.ledger import Ledger
+    from mote_quant.moe import MoteLayout
     from mote_quant.planning import Plan
+    from mote_quant.sweeps.room import RecipeRoom
 
 
 @guarded
 def plan(
     context: typer.Context,
-    recipe: RecipeArgument,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="A recipe file, or a shipped one; without it, --budget weighs a list."),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", help="A model folder, a config file, Qwen2.5-3B and the like, or a hub id."),
     ] = None,
     overrides: SetOption = None,
+    budgets: Annotated[
+        list[str] | None,
+        typer.Option("--budget", metavar="SIZE", help="3.4GB, or 0.75x of the dense feed-forward blocks; repeat."),
+    ] = None,
+    match: Annotated[Match | None, typer.Option("--match", help="What budgets count; stored without.")] = None,
+    candidates: Annotated[
+        str | None, typer.Option("--candidates", metavar="SWEEP", help="Another list than the shipped one.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--context", metavar="N", min=1, help="Add the KV cache of N tokens, in bfloat16.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Sequences in that cache; 1 without.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a recipe will do to a model, and what the result will weigh.
+    """Say what a recipe will do to a model, and what the result will weigh; or which models fit a budget.
 
-    Nothing is run, and no weights are loaded.
+    Nothing is run, and no weights are loaded. Budgets are those of the feed-forward experts.
+    Exit code 2 for a budget that no candidate fits.
 
     \b
     Examples:
       mote-quant plan mote-qwen2.5-3b
       mote-quant plan mote-text --model DIR --set bits.shared=int3
       mote-quant plan mote-qwen2.5-0.5b --json | jq .stored_bytes
+      mote-quant plan --model Qwen2.5-3B --budget 3.5GB --context 8192
     """
+    wish = Wish(tuple(budgets or ()), match, candidates, tokens, batch)
+    wish.check(recipe, model)
     with watching(context.obj):
-        from mote_quant import planning
-        from mote_quant.cli.models import model_name, to_plan
-        from mote_quant.recipe import load
-
-        loaded = load(recipe, overrides or ())
-        planned = planning.plan(loaded, to_plan(model_name(loaded, model)))
-    show_plan(planned, as_json)
+        if recipe is not None:
+            show = _planned(recipe, model, overrides or (), wish)
+        else:
+            show = _weighed(str(model), overrides or (), wish)
+    show(as_json)
 
 
-def show_plan(planned: Plan, as_json: bool) -> None:
-    """Print a plan, as tables or as JSON."""
+def _planned(recipe: str, model: str | None, overrides: Sequence[str], wish: Wish) -> Callable[[bool], None]:
+    """Plan a recipe; what comes back shows the plan."""
+    from mote_quant import planning
+    from mote_quant.cli.models import model_name, to_plan
+    from mote_quant.recipe import load
+
+    loaded = load(recipe, overrides)
+    source = to_plan(model_name(loaded, model))
+    if not (wish.budgets or wish.context):
+        return partial(show_plan, planning.plan(loaded, source))
+
+    from mote_quant.sweeps.room import budgets_for, room_for, run_for
+
+    skeleton = planning.skeleton_for(source)
+    budgets, run = budgets_for(wish.budgets, skeleton), run_for(skeleton, wish.context, wish.sequences)
+    planned = planning.plan_on(loaded, skeleton)
+    room = room_for(planned, budgets, wish.accounting, run)
+    return partial(show_plan, planned, room=room)
+
+
+def _weighed(model: str, overrides: Sequence[str], wish: Wish) -> Callable[[bool], None]:
+    """Weigh the candidates; what comes back shows their table."""
+    from mote_quant.cli.models import to_plan
+    from mote_quant.sweeps.candidates_table import SHIPPED, weigh_candidates
+
+    table = weigh_candidates(
+        to_plan(model),
+        wish.budgets,
+        match=wish.accounting,
+        context=wish.context,
+        batch=wish.sequences,
+        source=wish.candidates or SHIPPED,
+        overrides=overrides,
+    )
+    return partial(show_candidates, table)
+
+
+def show_plan(planned: Plan, as_json: bool, room: RecipeRoom | None = None) -> None:
+    """Print a plan, as tables or as JSON, and the room it leaves."""
     if as_json:
-        print_json(planned.to_dict())
-    else:
-        print_tables(plan_tables(planned))
+        print_json(planned.to_dict() | ({} if room is None else room.to_dict()))
+        return
+    print_tables(plan_tables(planned))
+    if room is not None:
+        print_tables(room_tables(room))
 
 
 def plan_tables(planned: Plan) -> Iterator[Table]:
@@ -71,8 +131,13 @@ def _mixtures(planned: Plan) -> list[list[str]]:
     alike: dict[tuple[str, ...], list[str]] = {}
     for layout in planned.layouts:
         shared = "dense FFN" if layout.shared else "none"
-        alike.setdefault((str(layout.experts), str(layout.top_k), shared, layout.combine), []).append(layout.path)
+        alike.setdefault((_experts(layout), str(layout.top_k), shared, layout.combine), []).append(layout.path)
     return [[str(len(paths)), paths[0], paths[-1], *built] for built, paths in alike.items()]
+
+
+def _experts(layout: MoteLayout) -> str:
+    kind = f" of 1/{layout.split} width" if layout.split > 1 else ""
+    return f"{layout.experts}{kind}" if layout.lora_rank is None else f"{layout.experts} of rank {layout.lora_rank}"
 
 
 def _trained(planned: Plan) -> list[list[str]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from mote_quant.data.source import Sample, Source
 from mote_quant.errors import DataError
 from mote_quant.evaluate import answers, language
+from mote_quant.evaluate.mode import measured
 
 __all__ = ["evaluate"]
 
@@ -27,10 +27,5 @@ def evaluate(
     samples: Sequence[Sample] = getattr(source, split)[:limit]
     if not samples:
         raise DataError(f"{source.name} has nothing in its {split} split to measure on")
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return _METRICS[source.kind](model, source.collate, samples, batch_size)
-    finally:
-        model.train(was_training)
+    with measured(model):
+        return _METRICS[source.kind](model, source.collate, samples, batch_size)

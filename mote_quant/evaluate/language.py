@@ -32,6 +32,12 @@ def summed_loss(model: nn.Module, batch: dict[str, Tensor]) -> tuple[float, int]
     return float(total), int((labels != IGNORED).sum())
 
 
+def mean_loss(model: nn.Module, collate: Collate, samples: Sequence[Sample], batch_size: int = 32) -> float:
+    """Nats a labelled token, of any kind of source. Without a gradient, if the caller says so."""
+    pairs = [summed_loss(model, to_device(collate(run), model)) for run in runs(samples, batch_size)]
+    return sum(nats for nats, _ in pairs) / max(sum(tokens for _, tokens in pairs), 1)
+
+
 def measure(model: nn.Module, collate: Collate, samples: Sequence[Sample], batch_size: int) -> dict[str, float]:
     """`loss` (nats a token), `perplexity`, and `bits_per_byte` where samples know their bytes."""
     pairs = [summed_loss(model, to_device(collate(run), model)) for run in runs(samples, batch_size)]

@@ -7,15 +7,17 @@ from typing import Any
 
 from mote_quant.errors import FormatError
 from mote_quant.formats.base import Format
+from mote_quant.formats.binary import binary_format
 from mote_quant.formats.codebook import CodebookFormat
 from mote_quant.formats.integer import IntegerFormat
-from mote_quant.formats.ternary import TernaryFormat
-from mote_quant.recipe.schema import CodebookBits, IntegerBits, PackedBits, TernaryBits
+from mote_quant.formats.ternary import ternary_format
+from mote_quant.recipe.schema import BinaryBits, CodebookBits, IntegerBits, PackedBits, TernaryBits
 
 FORMATS: Mapping[type, Callable[[Any], Format]] = {
     IntegerBits: IntegerFormat,
     CodebookBits: CodebookFormat,
-    TernaryBits: TernaryFormat,
+    TernaryBits: ternary_format,
+    BinaryBits: binary_format,
 }
 
 
@@ -25,5 +27,5 @@ def format_for(spec: PackedBits) -> Format:
         return FORMATS[type(spec)](spec)
     except KeyError:
         raise FormatError(
-            f"{spec!r} is not a packed format; packed formats are ternary, int8 to int2, nf4 and fp4"
+            f"{spec!r} is not a packed format; packed formats are ternary, binary, int8 to int2, nf4 and fp4"
         ) from None

@@ -11,7 +11,7 @@ from mote_quant.hf.quantizer import MoteConfig, MoteQuantizer, register
 from mote_quant.hf.saving import save_pretrained
 from mote_quant.hf.structure import structure_of
 from mote_quant.moe import blocks
-from mote_quant.ternary.linear import TernaryLinear
+from mote_quant.qat.linear import QatLinear
 
 
 def attach(
@@ -41,8 +41,8 @@ def attach(
 
 
 def holds_latents(model: nn.Module) -> bool:
-    """True when routed experts are held as trainable floats: ternary latents, or full-precision experts."""
+    """True when routed experts are held as trainable floats: latents, or full-precision experts."""
     experts = [module for block in blocks(model).values() for module in block.experts.modules()]
     return any(isinstance(module, nn.Linear) for module in experts) or any(
-        isinstance(module, TernaryLinear) for module in model.modules()
+        isinstance(module, QatLinear) for module in model.modules()
     )

@@ -22,7 +22,7 @@ from mote_quant.hf.stored import FORMAT_VERSION, METHOD, fingerprint, read_confi
 class MoteConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """`quantization_config` of a saved model.
 
-    `structure` is `Structure.to_dict()`; `latent` says that ternary layers are stored as trainable floats; `files` maps
+    `structure` is `Structure.to_dict()`; `latent` says that trained layers are stored as trainable floats; `files` maps
     each weight file to its size and sha256; `provenance` says how the model was made.
     """
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 
 from mote_quant.errors import ArtifactError, RequestError, SaveError
-from mote_quant.formats import Codes, format_for
+from mote_quant.formats import format_for
 from mote_quant.hf.integrity import describe, sync
 from mote_quant.hf.stored import METHOD
 from mote_quant.hf.structure import structure_of
-from mote_quant.ternary.linear import TernaryLinear
+from mote_quant.qat.linear import QatLinear
 
 if TYPE_CHECKING:
     from mote_quant.hf.quantizer import MoteQuantizer
@@ -31,7 +31,7 @@ def save_pretrained(
 ) -> None:
     """Save `model` so that plain `from_pretrained` reads it back to the same codes.
 
-    `latent=True` keeps ternary layers as trainable floats, `False` packs them, None does what suits the model's state.
+    `latent=True` keeps trained layers as trainable floats, `False` packs them, None does what suits the model's state.
     Other arguments are those of `PreTrainedModel.save_pretrained`. Raises SaveError; what was there before is kept.
     """
     if kwargs.pop("push_to_hub", False):
@@ -73,12 +73,12 @@ def _tensor_bytes(path: Path) -> int:
 
 
 def state_to_save(model: nn.Module, quantizer: MoteQuantizer) -> dict[str, Tensor]:
-    """The tensors that go into the file, with ternary latents packed unless they are kept; sets the config to match."""
+    """The tensors that go into the file, with latents packed unless they are kept; sets the config to match."""
     state: dict[str, Tensor] = model.state_dict()
     latent = bool(quantizer.save_latent)
     if not latent:
         for name, module in model.named_modules():
-            if isinstance(module, TernaryLinear):
+            if isinstance(module, QatLinear):
                 state.pop(f"{name}.weight")
                 state.update({f"{name}.{key}": value for key, value in packed_tensors(module).items()})
     quantizer.quantization_config.structure = structure_of(model, latent=latent).to_dict()
@@ -86,9 +86,9 @@ def state_to_save(model: nn.Module, quantizer: MoteQuantizer) -> dict[str, Tenso
     return state
 
 
-def packed_tensors(module: TernaryLinear) -> dict[str, Tensor]:
-    """What packing stores for a latent ternary layer."""
-    return format_for(module.spec).compress(Codes(*module.codes()))
+def packed_tensors(module: QatLinear) -> dict[str, Tensor]:
+    """What packing stores for a latent layer."""
+    return format_for(module.spec).compress(module.codes())
 
 
 @contextmanager

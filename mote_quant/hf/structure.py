@@ -16,9 +16,9 @@ from mote_quant.kernels.cast_linear import CastLinear
 from mote_quant.kernels.packed_linear import PackedLinear
 from mote_quant.moe import MoteBlock, MoteLayout, blocks, install
 from mote_quant.moe.native import NativeExperts
+from mote_quant.qat.linear import QatLinear
 from mote_quant.recipe.plain import settings
 from mote_quant.recipe.schema import PACKED, Bits, PackedBits
-from mote_quant.ternary.linear import TernaryLinear
 
 PackedSpec = PackedBits
 
@@ -65,10 +65,10 @@ def _packed_spec(spec: Bits) -> PackedSpec:
 
 
 def structure_of(model: nn.Module, *, latent: bool) -> Structure:
-    """Read the structure off a live model. Without `latent`, ternary layers count as packed: so they will be saved."""
+    """Read the structure off a live model. Without `latent`, latent layers count as packed: so they will be saved."""
     packed: dict[str, PackedSpec] = {}
     for name, module in model.named_modules():
-        if isinstance(module, PackedLinear) or (isinstance(module, TernaryLinear) and not latent):
+        if isinstance(module, PackedLinear) or (isinstance(module, QatLinear) and not latent):
             packed[name] = module.spec
     layouts = tuple(block.layout for block in blocks(model).values())
     cast_on_use = tuple(name for name, module in model.named_modules() if isinstance(module, CastLinear))
@@ -80,17 +80,18 @@ def _uncommon_dtypes(model: nn.Module, packed: dict[str, PackedSpec]) -> dict[st
     """Parameters that loading in the model's own type would cast: their type has to be remembered."""
     own = getattr(model, "dtype", torch.float32)
     float32 = {name for path, block in blocks(model).items() for name in _built_in_float32(path, block)}
-    packed_weights = {f"{name}.weight" for name in packed}
+    packed_weights = {f"{name}.{tensor}" for name in packed for tensor in ("weight", "weight_scale")}
     named = {name: p.dtype for name, p in model.named_parameters() if p.numel() and name not in packed_weights}
     uncommon = {name: dtype for name, dtype in named.items() if dtype != (torch.float32 if name in float32 else own)}
     return {name: str(dtype).removeprefix("torch.") for name, dtype in uncommon.items()}
 
 
 def _built_in_float32(path: str, block: MoteBlock) -> Iterator[str]:
-    """The parameters of a block that `install` makes float32 in any model: the router's, and ternary experts'."""
-    parts = ("gate", "experts") if block.layout.ternary is not None else ("gate",)
-    for part in parts:
-        yield from (name for name, _ in block.get_submodule(part).named_parameters(prefix=f"{path}.{part}"))
+    """The parameters of a block that `install` makes float32 in any model: the router's, and latent projections'."""
+    yield from (name for name, _ in block.gate.named_parameters(prefix=f"{path}.gate"))
+    for name, _ in block.experts.named_parameters(prefix=f"{path}.experts"):
+        if block.layout.qat.keys() & name.split("."):
+            yield name
 
 
 def rebuild(model: nn.Module, structure: Structure) -> None:

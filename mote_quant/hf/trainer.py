@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from mote_quant.errors import TrainingError
 from mote_quant.hf import checkpoint as checkpoints
 from mote_quant.hf import random_state
+from mote_quant.hf.distillation import Distillation
 from mote_quant.hf.quantizer import MoteQuantizer
 
 
@@ -43,7 +44,10 @@ class Schedule(Dataset[Any]):  # type: ignore[misc,unused-ignore]
 
 
 class MoteTrainer(Trainer):  # type: ignore[misc]
-    """Trains `model` on `schedule`; `tokens` counts the input tokens seen, resumed runs included."""
+    """Trains `model` on `schedule`; `tokens` counts the input tokens seen, resumed runs included.
+
+    With a `distillation` the loss is what that makes of the model's own.
+    """
 
     def __init__(
         self,
@@ -52,11 +56,15 @@ class MoteTrainer(Trainer):  # type: ignore[misc]
         schedule: Schedule,
         collate: Callable[[Sequence[Any]], dict[str, Tensor]],
         callbacks: Sequence[TrainerCallback] = (),
+        distillation: Distillation | None = None,
     ) -> None:
         with _taken_for_dense(model):
             super().__init__(model, arguments, data_collator=collate, train_dataset=schedule, callbacks=list(callbacks))
         self.remove_callback(PrinterCallback)
         self.tokens = 0
+        self._distillation = distillation
+        if distillation is not None:
+            distillation.to(self.args.device)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
@@ -71,6 +79,16 @@ class MoteTrainer(Trainer):  # type: ignore[misc]
             )
         self.tokens += inputs["input_ids"].numel()
         return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The model's own loss, mixed with the distance from a teacher where there is one."""
+        if self._distillation is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        task, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss = self._distillation.loss(task, outputs["logits"], inputs, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         optimizer = self.optimizer.state_dict()

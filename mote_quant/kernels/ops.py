@@ -44,6 +44,7 @@ _BITSANDBYTES = Implementation("bitsandbytes", bnb.matmul, bnb.supports, bnb.ins
 
 OPS: Mapping[str, tuple[Implementation, ...]] = {
     "ternary_matmul": (_TORCH,),
+    "binary_matmul": (_TORCH,),
     "int_matmul": (_TORCH,),
     "codebook_matmul": (_BITSANDBYTES, _TORCH),
 }
@@ -52,6 +53,11 @@ OPS: Mapping[str, tuple[Implementation, ...]] = {
 def ternary_matmul(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     """x @ ternary weight^T + bias; x has been rounded to int8 per token already where the spec asks for it."""
     return _select("ternary_matmul", x, weight).matmul(x, weight, bias)
+
+
+def binary_matmul(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+    """x @ binary weight^T + bias; of x as in `ternary_matmul`."""
+    return _select("binary_matmul", x, weight).matmul(x, weight, bias)
 
 
 def int_matmul(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:

@@ -11,11 +11,16 @@ from torch import Tensor, nn
 from mote_quant.errors import FormatError
 from mote_quant.formats.base import Codes, Shape
 from mote_quant.formats.registry import format_for
-from mote_quant.kernels.ops import Matmul, PackedWeight, codebook_matmul, int_matmul, ternary_matmul
-from mote_quant.recipe.schema import CodebookBits, IntegerBits, PackedBits, TernaryBits
+from mote_quant.kernels.ops import Matmul, PackedWeight, binary_matmul, codebook_matmul, int_matmul, ternary_matmul
+from mote_quant.recipe.schema import BinaryBits, CodebookBits, IntegerBits, PackedBits, ScaledBits, TernaryBits
 from mote_quant.ternary.activation import fake_quantize_activations
 
-_MATMULS: dict[type, Matmul] = {TernaryBits: ternary_matmul, IntegerBits: int_matmul, CodebookBits: codebook_matmul}
+_MATMULS: dict[type, Matmul] = {
+    TernaryBits: ternary_matmul,
+    BinaryBits: binary_matmul,
+    IntegerBits: int_matmul,
+    CodebookBits: codebook_matmul,
+}
 
 
 class PackedLinear(nn.Module):
@@ -91,7 +96,7 @@ class PackedLinear(nn.Module):
         """x [..., in] as the matrix product will see it; FormatError for an input that is not floating-point."""
         if not x.is_floating_point():
             raise FormatError(f"a packed linear layer takes floating-point input, found {x.dtype}")
-        quantized = isinstance(self.spec, TernaryBits) and self.spec.activations == "int8"
+        quantized = isinstance(self.spec, ScaledBits) and self.spec.activations == "int8"
         return fake_quantize_activations(x) if quantized else x
 
     def multiply(self, x: Tensor) -> Tensor:

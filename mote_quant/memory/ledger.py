@@ -70,14 +70,17 @@ class Ledger:
         }
 
 
-def weigh(model: nn.Module) -> Ledger:
-    """Weigh `model` as it is now; to weigh what a recipe makes of it, apply the recipe on the meta device first."""
+def weigh(model: nn.Module, times: Callable[[str], int] = lambda path: 1) -> Ledger:
+    """Weigh `model` as it is now; to weigh what a recipe makes of it, apply the recipe on the meta device first.
+
+    `times` says of the path of a module how often it counts, where one stands for several.
+    """
     held: dict[Role, list[Parameter]] = {role: [] for role in ROLES}  # type: ignore[misc]
     for parameter in inventory(model):
-        held[parameter.role].append(parameter)
+        held[parameter.role] += [parameter] * times(parameter.module)
     unsaved = dict.fromkeys(held, 0)
-    for role, buffer in _unsaved_buffers(model):
-        unsaved[role] += buffer.nbytes
+    for path, role, buffer in _unsaved_buffers(model):
+        unsaved[role] += buffer.nbytes * times(path)
     weights = {role: _role_weight(parameters, unsaved[role]) for role, parameters in held.items()}
     return Ledger({role: weight for role, weight in weights.items() if weight.resident_bytes})
 
@@ -92,7 +95,7 @@ def _role_weight(parameters: list[Parameter], unsaved: int) -> RoleWeight:
     )
 
 
-def _unsaved_buffers(model: nn.Module) -> Iterator[tuple[Role, Tensor]]:
+def _unsaved_buffers(model: nn.Module) -> Iterator[tuple[str, Role, Tensor]]:
     """Buffers that no file holds (rotary tables), each once, with the role of the place they are in."""
     role_of: Callable[[str], Role] = roles(model)
     seen: set[int] = set()
@@ -101,7 +104,7 @@ def _unsaved_buffers(model: nn.Module) -> Iterator[tuple[Role, Tensor]]:
             buffer = module._buffers.get(name)
             if buffer is not None and id(buffer) not in seen:
                 seen.add(id(buffer))
-                yield role_of(path), buffer
+                yield path, role_of(path), buffer
 
 
 def _role_json(weight: RoleWeight) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mote_quant.moe.experts import Expert, route, visit
 from mote_quant.moe.layout import MoteLayout
+from mote_quant.moe.lora import Dense, mixture, pass_up
 from mote_quant.moe.losses import attach, balance_loss, expert_load, z_loss
 from mote_quant.moe.router import Choice, Router, thinned
 
@@ -44,6 +45,7 @@ class MoteBlock(nn.Module):
       additive   S(x) + sum p E(x)                         (paper-like; not the dense model at step 0)
       convex     (1 - mix) S(x) + mix * sum p E(x)          (with normalised gates)
       zero_init  S(x) + s * sum p E(x), s learned from 0    (exactly the dense model at step 0)
+    With `lora_rank` experts are changes of the shared one, added to it (see `mote_quant.moe.lora`).
     """
 
     parameter_roles: ClassVar[dict[str, str]] = {
@@ -81,13 +83,21 @@ class MoteBlock(nn.Module):
         choice = self.gate(x)
         if self.layout.skip_below and not self.training:
             choice = thinned(choice, self.layout)
-        routed = route(x, self.experts, choice, self.activation)
-        y = self._combine(hidden_states, routed.view_as(hidden_states), choice)
+        if self.layout.lora_rank is not None:
+            y = mixture(x, self._dense, self.experts, choice, self.activation).view_as(hidden_states)
+        else:
+            routed = route(x, self.experts, choice, self.activation)
+            y = self._combine(hidden_states, routed.view_as(hidden_states), choice)
         return self._with_losses(y, choice)
 
     def visit(self, index: int, x: Tensor) -> Tensor:
         """What expert `index` makes of tokens `x` [n, hidden], whomever the router would send them to."""
-        return visit(cast(Expert, self.experts[index]), x, self.activation)
+        seen = x if self.layout.lora_rank is None else pass_up(x, self._dense)
+        return visit(cast(Expert, self.experts[index]), seen, self.activation)
+
+    @property
+    def _dense(self) -> Dense:
+        return Dense.of(self.shared_expert, self.layout)
 
     def _combine(self, x: Tensor, routed: Tensor, choice: Choice) -> Tensor:
         if not self.layout.shared:

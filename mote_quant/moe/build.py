@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from mote_quant.kernels.packed_linear import PackedLinear
 from mote_quant.moe.block import MoteBlock
 from mote_quant.moe.experts import Expert
-from mote_quant.moe.layout import MoteLayout
-from mote_quant.ternary.linear import TernaryLinear
+from mote_quant.moe.layout import MoteLayout, Projection
+from mote_quant.moe.lora import LoraExpert, LowRank
+from mote_quant.qat.linear import QatLinear
+from mote_quant.recipe.schema import QatBits
 
 
 class InlineFeedForward(nn.Module):
@@ -71,23 +73,43 @@ def _block(layout: MoteLayout, like: nn.Module, activation: nn.Module, dense: nn
 
 
 def _expert(layout: MoteLayout, dtype: torch.dtype, device: torch.device) -> Expert:
+    if layout.lora_rank is not None:
+        return _lora_expert(layout, layout.lora_rank, dtype, device)
     linear = _linear_factory(layout, dtype, device)
-    hidden, inner = layout.hidden_size, layout.intermediate_size
-    gate = linear(hidden, inner) if layout.gate else None
-    return Expert(linear(hidden, inner), linear(inner, hidden), gate)
+    hidden, inner = layout.hidden_size, layout.expert_size
+    gate = linear("gate_proj", hidden, inner) if layout.gate else None
+    return Expert(linear("up_proj", hidden, inner), linear("down_proj", inner, hidden), gate)
 
 
-def _linear_factory(layout: MoteLayout, dtype: torch.dtype, device: torch.device) -> Callable[[int, int], nn.Linear]:
-    def factory(columns: int, rows: int) -> nn.Linear:
+def _lora_expert(layout: MoteLayout, rank: int, dtype: torch.dtype, device: torch.device) -> LoraExpert:
+    def linear(columns: int, rows: int) -> nn.Linear:
+        return nn.Linear(columns, rows, bias=False, dtype=dtype, device="meta").to_empty(device=device)
+
+    def change(columns: int, rows: int) -> LowRank:
+        return LowRank(linear(columns, rank), linear(rank, rows))
+
+    hidden, inner = layout.hidden_size, layout.expert_size
+    return LoraExpert(change(hidden, inner), change(inner, hidden), change(hidden, inner) if layout.gate else None)
+
+
+def _linear_factory(
+    layout: MoteLayout, dtype: torch.dtype, device: torch.device
+) -> Callable[[Projection, int, int], nn.Linear]:
+    def factory(projection: Projection, columns: int, rows: int) -> nn.Linear:
         # Made on meta: the default initialisation would draw from the caller's random state for nothing.
-        if layout.ternary is None:
+        spec = layout.qat.get(projection)
+        if spec is None:
             linear = nn.Linear(columns, rows, bias=layout.bias, dtype=dtype, device="meta")
         else:
-            # Latent weights are float32 in any model: steps this small would be lost in 16 bits.
-            linear = TernaryLinear(columns, rows, layout.ternary, layout.bias, torch.float32, "meta")
+            linear = latent_linear(columns, rows, spec, layout.bias)
         return linear.to_empty(device=device)
 
     return factory
+
+
+def latent_linear(columns: int, rows: int, spec: QatBits, bias: bool) -> QatLinear:
+    """A latent layer on meta; float32 in any model: steps this small would be lost in 16 bits."""
+    return QatLinear(columns, rows, spec, bias, torch.float32, "meta")
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:

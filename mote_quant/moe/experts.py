@@ -25,8 +25,12 @@ class Expert(nn.Module):
         """`x` is [n, hidden] as `quantize_input` of the first projection returned it."""
         up = multiply(self.up_proj, x)
         gated = getattr(self, "gate_proj", None)
-        hidden = activation(up) if gated is None else activation(multiply(gated, x)) * up
-        return cast(Tensor, self.down_proj(hidden))
+        return cast(Tensor, self.down_proj(merge(up, None if gated is None else multiply(gated, x), activation)))
+
+
+def merge(up: Tensor, gate: Tensor | None, activation: nn.Module) -> Tensor:
+    """What enters the down projection of a feed-forward network."""
+    return cast(Tensor, activation(up) if gate is None else activation(gate) * up)
 
 
 def multiply(linear: nn.Module, x: Tensor) -> Tensor:

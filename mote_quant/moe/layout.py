@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter
+from pydantic import ConfigDict, PlainValidator, TypeAdapter
 
+from mote_quant.recipe.bits import read_bits
+from mote_quant.recipe.plain import settings
 from mote_quant.recipe.scalars import Fraction, PositiveInt
-from mote_quant.recipe.schema import TernaryBits
+from mote_quant.recipe.schema import QatBits, trains, wording
+
+Projection = Literal["gate_proj", "up_proj", "down_proj"]
+PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 
 
 def without_idle(spec: Any) -> Any:
@@ -19,13 +24,24 @@ def without_idle(spec: Any) -> Any:
     return {key: value for key, value in spec.items() if key != "group_size"}
 
 
+def _read_trained(value: Any) -> QatBits:
+    spec = read_bits(without_idle(value))
+    if not trains(spec):
+        raise ValueError(f"{wording(spec)} is not found by training")
+    return spec
+
+
+TrainedBits = Annotated[QatBits, PlainValidator(_read_trained)]
+
+
 @dataclass(frozen=True)
 class MoteLayout:
     """One mixture layer: where it stands, how it routes, how it mixes.
 
     `path` is the module the block takes the place of; `up`, `down`, `gate` and `activation` are the child names of the
     dense block (`inline`: of the decoder layer itself, which holds no feed-forward module of its own). Tokens of which
-    the router is less sure than `skip_below` are spared routed experts, in eval mode (see `router.thinned`).
+    the router is less sure than `skip_below` are spared routed experts, in eval mode (see `router.thinned`). Experts
+    have 1 / `split` of the dense width, or with `lora_rank` are changes of the shared expert of this rank.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -46,17 +62,28 @@ class MoteLayout:
     combine: Literal["additive", "convex", "zero_init"]
     mix: Fraction
     normalize_gates: bool
-    ternary: Annotated[TernaryBits | None, BeforeValidator(without_idle)]
+    qat: dict[Projection, TrainedBits]
     skip_below: Fraction = 0.0
+    split: PositiveInt = 1
+    lora_rank: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         if self.top_k > self.experts:
             raise ValueError(f"{self.path}: top_k {self.top_k} of {self.experts} experts")
+        if self.intermediate_size % self.split:
+            raise ValueError(f"{self.path}: a width of {self.intermediate_size} cannot be split by {self.split}")
+        if self.lora_rank is not None and (not self.shared or self.qat or self.combine != "additive"):
+            raise ValueError(f"{self.path}: lora_rank is for full-precision changes of a shared expert")
+
+    @property
+    def expert_size(self) -> int:
+        """The number of hidden units of one routed expert."""
+        return self.intermediate_size // self.split
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` is its inverse."""
         values = asdict(self)
-        values["ternary"] = None if self.ternary is None else self.ternary.model_dump()
+        values["qat"] = {projection: settings(spec) for projection, spec in self.qat.items()}
         return values
 
     @classmethod

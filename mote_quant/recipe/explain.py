@@ -12,6 +12,7 @@ from mote_quant.recipe.wording import WORDS_READ_AS_BOOLEANS, describe, number
 Context = Mapping[str, Any]
 
 SYNONYMS = {
+    "alpha": "weight",
     "aux_loss": "balance_loss",
     "bit": "format",
     "bits": "format",
@@ -26,6 +27,7 @@ SYNONYMS = {
     "num_experts": "experts",
     "num_samples": "samples",
     "targets": "what",
+    "torch_compile": "compile",
     "type": "format",
 }
 """Names that other tools give to the same things."""

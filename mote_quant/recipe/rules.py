@@ -15,6 +15,7 @@ from mote_quant.recipe.roles import ROLES
 
 Settings = Mapping[str, Any]
 LOOKS_AT_SAMPLES = ("gptq", "awq")
+TRAINED = ("ternary", "binary")
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,17 @@ def _quantize_is_last(outline: Outline) -> Iterator[Mistake]:
 
 
 def _bits_and_quantize_go_together(outline: Outline) -> Iterator[Mistake]:
-    # Ternary alone is carried out by up-cycling: the model is then left to be trained on.
-    later = any(bits["format"] != "ternary" for bits in outline.bits.values()) or outline.lacks("upcycle")
+    # What is trained is carried out by up-cycling alone: the model is then left to be trained on.
+    later = not all(_trained(bits) for bits in outline.bits.values()) or outline.lacks("upcycle")
     if outline.bits and outline.steps and outline.lacks("quantize") and later:
         yield ("bits",), "is given, but pipeline has no quantize step to carry it out; end it with `- quantize: {}`"
     if not outline.bits and outline.whole_bits:
         for index in outline.where("quantize"):
             yield ("pipeline", index, "quantize"), "has nothing to do: bits names no target"
+
+
+def _trained(bits: Settings) -> bool:
+    return bits["format"] in TRAINED or bits.get("method") == "qat"
 
 
 def _some_methods_need_calibration(outline: Outline) -> Iterator[Mistake]:

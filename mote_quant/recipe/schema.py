@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, TypeAda
 from mote_quant.recipe.bits import FORMATS as FORMATS
 from mote_quant.recipe.bits import PACKED as PACKED
 from mote_quant.recipe.bits import AutoBits as AutoBits
+from mote_quant.recipe.bits import BinaryBits as BinaryBits
 from mote_quant.recipe.bits import Bits as Bits
 from mote_quant.recipe.bits import CodebookBits as CodebookBits
 from mote_quant.recipe.bits import FloatBits as FloatBits
@@ -21,7 +22,11 @@ from mote_quant.recipe.bits import FloatName as FloatName
 from mote_quant.recipe.bits import IntegerBits as IntegerBits
 from mote_quant.recipe.bits import IntegerName as IntegerName
 from mote_quant.recipe.bits import PackedBits as PackedBits
+from mote_quant.recipe.bits import QatBits as QatBits
+from mote_quant.recipe.bits import ScaledBits as ScaledBits
 from mote_quant.recipe.bits import TernaryBits as TernaryBits
+from mote_quant.recipe.bits import trains as trains
+from mote_quant.recipe.bits import wording as wording
 from mote_quant.recipe.closed import Closed as Closed
 from mote_quant.recipe.mistakes import Mistake
 from mote_quant.recipe.roles import ROLES as ROLES
@@ -54,7 +59,11 @@ def _read_layers(value: Any) -> str | list[int]:
 
 
 class Upcycle(Closed):
-    """Dense feed-forward blocks become mixtures: the dense block stays as the shared expert, copies become experts."""
+    """Dense feed-forward blocks become mixtures: the dense block stays as the shared expert, copies become experts.
+
+    `split` cuts each copy into so many narrow experts (DeepSeekMoE, arXiv 2401.06066). With `lora_rank` experts are no
+    copies but low-rank changes of the shared expert (LLaVA-MoLE, arXiv 2401.16160; MixLoRA, arXiv 2404.15159).
+    """
 
     layers: Annotated[LayerName | list[int], PlainValidator(_read_layers)] = "all"
     experts: PositiveInt = 4
@@ -62,26 +71,49 @@ class Upcycle(Closed):
     shared: Literal["keep", "none"] = "keep"
     init: Literal["copy", "random"] = "copy"
     noise: NotNegative = 0.0
+    split: PositiveInt = 1
+    lora_rank: PositiveInt | None = None
     combine: Literal["additive", "convex", "zero_init"] = "additive"
     mix: Fraction = 0.5
     normalize_gates: bool | None = None
     router_std: NotNegative = 0.02
 
     def idle(self) -> dict[str, str]:
-        """`mix` without a convex combination."""
-        return {} if self.combine == "convex" else {"mix": "combine: convex"}
+        """`mix` without a convex combination; what is said of copies, where experts are low-rank changes."""
+        mix = {} if self.combine == "convex" else {"mix": "combine: convex"}
+        copies = () if self.lora_rank is None else ("init", "noise", "split")
+        return mix | dict.fromkeys(copies, "experts of their own; leave it out, or lora_rank")
 
     def clashes(self) -> Iterator[Mistake]:
-        """More experts asked for than there are; a mixture with a shared expert that is not kept."""
+        """More experts asked for than there are; a shared expert that is needed and not kept."""
         if self.top_k > self.experts:
             yield ("top_k",), f"must be at most the number of experts ({self.experts}), not {self.top_k}"
         if self.shared == "none" and self.combine != "additive":
             text = f"{self.combine} mixes with the shared expert, and shared: none keeps none; use combine: additive"
             yield ("combine",), text
+        if self.lora_rank is not None and self.shared == "none":
+            yield ("lora_rank",), "experts are changes of the shared expert, and shared: none keeps none; use keep"
+        if self.lora_rank is not None and self.combine != "additive":
+            text = f"{self.combine} has no meaning for low-rank changes of the shared expert; use combine: additive"
+            yield ("combine",), text
+
+
+class Distill(Closed):
+    """A share `weight` of the loss is the distance from `teacher` (a model folder or a hub id) at `temperature`."""
+
+    teacher: Text
+    weight: Fraction = 0.5
+    temperature: Positive = 1.0
 
 
 class Train(Closed):
-    """Train what `what` names, and nothing else."""
+    """Train what `what` names, and nothing else.
+
+    `distill` also learns from another model's predictions. `compile` is torch.compile: seconds to minutes before the
+    first step, shorter steps afterwards, and a resumed run that is the same up to rounding.
+    Without `fake_quantize` weights that will be quantized, and their inputs, stay in full precision all through this
+    training and are rounded at its end: the control without QAT.
+    """
 
     what: Several[Target]
     data: Text
@@ -96,9 +128,20 @@ class Train(Closed):
     balance_loss: NotNegative = 0.01
     z_loss: NotNegative = 0.0
     ternary_ramp: Fraction = 0.0
+    fake_quantize: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
     max_length: Tokens | None = None
     checkpoint_every: PositiveInt | None = None
+    distill: Distill | None = None
+    compile: bool = False
+
+    def clashes(self) -> Iterator[Mistake]:
+        """A ramp towards what is never reached."""
+        if self.ternary_ramp and not self.fake_quantize:
+            yield (
+                ("ternary_ramp",),
+                "blends quantized weights in, which fake_quantize: false leaves out; take one of the two",
+            )
 
 
 class Calibration(Closed):
@@ -118,7 +161,7 @@ class Quantize(Closed):
     role; keeps the packed weights beside the dense ones until the end), `model` (before and after, no more) or `none`
     (no sample is held out).
     `skip_rate` is the share of tokens whose routed expert is skipped because the router is least sure of it.
-    `keep_latents` holds the ternary experts' trainable weights, to train on; otherwise they give way to packed codes.
+    `keep_latents` holds the trained experts' latent weights, to train on; otherwise they give way to packed codes.
     """
 
     calibration: Calibration | None = None

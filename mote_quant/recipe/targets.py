@@ -1,6 +1,6 @@
 """The target grammar: how a recipe says which parameters it means. The same everywhere, and the first match wins.
 
-A target is a role (`routed`), a module class (`TernaryLinear`), a module or parameter name in which `*` stands for any
+A target is a role (`routed`), a module class (`QatLinear`), a module or parameter name in which `*` stands for any
 characters, dots too (`model.layers.*.mlp`), or `re:` and a regular expression searched for in module and parameter
 names. A module stands for every parameter below it.
 """

@@ -55,6 +55,8 @@ def _step_row(note: dict[str, Any]) -> list[str]:
         figures.append(
             f"loss {note['curve'][0]['loss']:.4f} -> {note['curve'][-1]['loss']:.4f}, {note['tokens']:,} tokens"
         )
+    if note.get("distillation"):
+        figures.append(f"KL to the teacher {note['curve'][0]['kl']:.4f} -> {note['distillation']['kl']:.4f}")
     if note.get("modules"):
         starved = [name for name, module in note["modules"].items() if module.get("tokens") == 0]
         figures.append(f"{len(note['modules'])} modules quantized, {len(starved)} without calibration tokens")

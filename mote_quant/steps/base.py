@@ -10,30 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import nn
 
 from mote_quant.moe import MoteLayout
+from mote_quant.progress import Progress as Progress
+from mote_quant.progress import Silent as Silent
 from mote_quant.recipe.schema import Bits
 
 if TYPE_CHECKING:
     from mote_quant.data.source import Source
-
-
-class Progress(Protocol):
-    """Where a step says how far it is."""
-
-    def start(self, title: str, total: int) -> None:
-        """A stretch of `total` units begins."""
-
-    def advance(self, done: int, **figures: float) -> None:
-        """`done` units of the stretch are behind us; `figures` are worth showing (loss, ...)."""
-
-
-class Silent:
-    """Progress for library calls: nobody is watching."""
-
-    def start(self, title: str, total: int) -> None:
-        """Nothing."""
-
-    def advance(self, done: int, **figures: float) -> None:
-        """Nothing."""
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""{-1, 0, +1}: quantizer, straight-through estimator, int8 activations, packing: pure functions and a linear layer."""
+"""{-1, 0, +1} and {-1, +1}: quantizer, int8 activations, packing: pure functions."""

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from mote_quant.anatomy.inventory import aliases, inventory
 from mote_quant.kernels.packed_linear import PackedLinear
+from mote_quant.qat.linear import QatLinear
 from mote_quant.recipe.schema import ROLES, IntegerBits, TernaryBits
-from mote_quant.ternary.linear import TernaryLinear
 from tests.pico import PICO, llava, qwen2_moe
 
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
@@ -176,7 +176,7 @@ def test_a_packed_layer_keeps_its_role_and_counts_its_weights_once() -> None:
 
 def test_a_latent_ternary_weight_is_stored_as_float_and_meant_as_ternary() -> None:
     model = PICO["llama"]()
-    model.model.layers[0].mlp.up_proj = TernaryLinear(32, 48, TernaryBits(format="ternary"))
+    model.model.layers[0].mlp.up_proj = QatLinear(32, 48, TernaryBits(format="ternary"))
     latent = next(p for p in inventory(model) if p.name == "model.layers.0.mlp.up_proj.weight")
     assert (latent.bits, latent.count, latent.nbytes) == (2.0, 48 * 32, 48 * 32 * 4)
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from mote_quant.data.calibration import calibration_batches
 from mote_quant.errors import BadWeightsError, CalibrationError, FormatError
 from mote_quant.formats.integer import BITS
+from mote_quant.qat.linear import QatLinear
 from mote_quant.recipe.schema import IntegerBits
 from mote_quant.steps.quantize.backends import BACKENDS
 from mote_quant.steps.quantize.methods import Seen, gptq
-from mote_quant.ternary.linear import TernaryLinear
 from tests import pico
 from tests.backends.beside import (
     COLUMNS,
@@ -157,7 +157,7 @@ def test_shared_experts_by_it_while_ternary_experts_stay(family: str, tmp_path: 
 def test_it_leaves_everything_else_alone() -> None:
     model = pico.PICO["llama"]()
     context = upcycled(model, TERNARY | {"shared": LINE})
-    experts = {name: module.codes()[0] for name, module in model.named_modules() if isinstance(module, TernaryLinear)}
+    experts = {name: module.codes().codes for name, module in model.named_modules() if isinstance(module, QatLinear)}
     floats = bits_of(
         {name: p for name, p in model.named_parameters() if ".mlp.e" not in name and ".shared_" not in name}
     )

@@ -18,10 +18,10 @@ from mote_quant.errors import BadWeightsError, CalibrationError, FormatError
 from mote_quant.formats import Codes
 from mote_quant.formats.groups import split_groups
 from mote_quant.formats.integer import BITS
+from mote_quant.qat.linear import QatLinear
 from mote_quant.recipe.schema import IntegerBits
 from mote_quant.steps.quantize.backends import BACKENDS
 from mote_quant.steps.quantize.methods import Seen, gptq, rtn
-from mote_quant.ternary.linear import TernaryLinear
 from tests import pico
 from tests.backends.beside import (
     COLUMNS,
@@ -190,7 +190,7 @@ def test_shared_experts_by_it_while_ternary_experts_stay(family: str, tmp_path: 
 def test_it_leaves_no_hooks_and_no_attributes() -> None:
     model = pico.PICO["llama"]()
     context = upcycled(model, TERNARY | {"shared": LINE})
-    experts = {name: module.codes()[0] for name, module in model.named_modules() if isinstance(module, TernaryLinear)}
+    experts = {name: module.codes().codes for name, module in model.named_modules() if isinstance(module, QatLinear)}
     before = {name: set(vars(module)) for name, module in model.named_modules()}
     quantize_it(model, context, **CALIBRATION)
     for name, module in model.named_modules():

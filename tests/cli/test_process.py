@@ -46,17 +46,17 @@ def test_help_loads_nothing_heavy() -> None:
 INTERRUPTED = """
 import os, signal, sys, time
 from pathlib import Path
-import mote_quant.demo
+import mote_quant.sweeps.run
 from mote_quant.cli import main
 
 # A shell that starts this in the background has it ignore the signal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-def run(output, seed, progress):
+def sweep(source, output, *, options):
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)
 
-mote_quant.demo.run = run
+mote_quant.sweeps.run.sweep = sweep
 sys.argv = ["mote-quant", "demo"]
 main()
 """

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import mote_quant.demo
+import mote_quant.sweeps.run
 from mote_quant.recipe import load, shipped
+from tests.sweeps import results
 
 Mote = Callable[..., Any]
 
@@ -52,34 +54,31 @@ def test_validate_says_every_problem_of_every_file(mote: Mote, recipe: str, tmp_
     assert len([line for line in problems if "two.yaml" in line]) == 1
 
 
-def _point(name: str) -> dict[str, Any]:
-    sizes = {"paper_bytes": 2048, "stored_bytes": 4096, "resident_bytes": 4096}
-    return {"contender": name, "seed": 7, "accuracy": 0.5, "loss": 1.0, "train_seconds": 3.0, **sizes}
-
-
 @pytest.mark.parametrize("quiet", [False, True])
 def test_demo(quiet: bool, mote: Mote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
 
-    def run(output: Path, seed: int, progress: Any) -> dict[str, Any]:
-        given.extend([output, seed])
-        progress.start("training", 1)
-        return {"points": [_point("mote-int4")]}
+    def sweep(source: str, output: Path, *, options: Any) -> dict[str, Any]:
+        given.extend([source, output, list(options.overrides)])
+        options.progress.start("training", 1)
+        (output / "results.json").write_text(json.dumps(results.document()))
+        return {}
 
-    monkeypatch.setattr(mote_quant.demo, "run", run)
-    result = mote("demo", "--output", tmp_path, "--seed", "7", *(["--quiet"] if quiet else []))
+    monkeypatch.setattr(mote_quant.sweeps.run, "sweep", sweep)
+    result = mote("demo", "--output", tmp_path, "--set", "seeds=[7]", *(["--quiet"] if quiet else []))
     assert result.exit_code == 0, result.stderr
-    assert given == [tmp_path, 7]
+    assert given == ["digits", tmp_path, ["seeds=[7]"]]
+    assert json.loads((tmp_path / "report.json").read_text())["points"]
     assert ("mote-int4" in result.stdout) is not quiet
     assert (str(tmp_path / "index.html") in result.stdout) is not quiet
     assert ("training" in result.stderr) is not quiet
 
 
 def test_an_interrupted_demo_says_how_to_go_on(mote: Mote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(*arguments: Any) -> None:
+    def run(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mote_quant.demo, "run", run)
+    monkeypatch.setattr(mote_quant.sweeps.run, "sweep", run)
     result = mote("demo", "--output", tmp_path)
     assert result.exit_code == 130
     assert "same command again" in result.stderr

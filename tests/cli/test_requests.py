@@ -61,7 +61,7 @@ def test_a_rule_that_matches_nothing(mote: Mote, recipe: str, model: str) -> Non
     assert "visoin" in refused(mote("plan", recipe, "-m", model, "--set", "bits.visoin=int4"))[0]
 
 
-@pytest.mark.parametrize("arguments", [("plann",), ("plan",), ("apply", "x", "--nope"), ("demo", "--seed", "-1")])
+@pytest.mark.parametrize("arguments", [("plann",), ("sweep",), ("apply", "x", "--nope"), ("demo", "--nope")])
 def test_usage(arguments: tuple[str, ...], mote: Mote) -> None:
     result = mote(*arguments)
     assert result.exit_code == 2

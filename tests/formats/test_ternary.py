@@ -8,8 +8,9 @@ from torch import Tensor
 
 from mote_quant.errors import FormatError
 from mote_quant.formats import Codes, format_for
+from mote_quant.qat.fake import fake_quantize
 from mote_quant.recipe.schema import TernaryBits
-from mote_quant.ternary.quantize import fake_quantize, ternary_codes, ternary_scale
+from mote_quant.ternary.quantize import absmean_scale, scaled_codes
 
 common = {"packing": st.sampled_from(["2bit", "base3"]), "scale_dtype": st.sampled_from(["float16", "float32"])}
 specs = st.one_of(
@@ -26,8 +27,8 @@ specs = st.one_of(
 
 def example(spec: TernaryBits, rows: int, columns: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
-    scale = ternary_scale(weight, spec)
-    return weight, ternary_codes(weight, scale, spec), scale
+    scale = absmean_scale(weight, spec)
+    return weight, scaled_codes(weight, scale, spec), scale
 
 
 @given(spec=specs, rows=st.integers(1, 5), columns=st.integers(1, 30), seed=st.integers(0, 999))

@@ -14,7 +14,7 @@ from mote_quant.hf.attach import attach, holds_latents
 from mote_quant.hf.integrity import sha256
 from mote_quant.kernels.packed_linear import PackedLinear
 from mote_quant.moe import blocks
-from mote_quant.ternary.linear import TernaryLinear
+from mote_quant.qat.linear import QatLinear
 from tests import pico
 from tests.mixtures import (
     INT4_SHARED,
@@ -35,8 +35,8 @@ def codes_of(model) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Codes and scales of every ternary module, latent or packed."""
     found = {}
     for name, module in model.named_modules():
-        if isinstance(module, TernaryLinear):
-            found[name] = module.codes()
+        if isinstance(module, QatLinear):
+            found[name] = (module.codes().codes, module.codes().scale)
         elif isinstance(module, PackedLinear) and module.spec.format == "ternary":
             found[name] = (module.codes(), module.packed.tensors["weight_scale"])
     return found
@@ -98,7 +98,7 @@ def test_latent_packed_and_reloaded_are_one_model(case, dtype, tmp_path):
     if case == "all to one":
         assert all(block.routing.load.max() == 1.0 for block in blocks(model).values())
     loaded = reloaded(model, tmp_path)
-    assert not any(isinstance(module, TernaryLinear) for module in loaded.modules())
+    assert not any(isinstance(module, QatLinear) for module in loaded.modules())
     assert loaded.dtype == dtype
     assert all(p.dtype == torch.float32 for block in blocks(loaded).values() for p in block.gate.parameters())
     same(model, loaded)

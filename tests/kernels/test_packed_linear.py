@@ -16,9 +16,9 @@ from mote_quant.formats.groups import count_groups
 from mote_quant.formats.integer import code_range
 from mote_quant.kernels import PackedLinear
 from mote_quant.kernels.ops import OPS, implementations
+from mote_quant.qat.linear import QatLinear
 from mote_quant.recipe.schema import IntegerBits, TernaryBits
 from mote_quant.ternary.activation import fake_quantize_activations
-from mote_quant.ternary.linear import TernaryLinear
 
 integers = st.builds(
     IntegerBits,
@@ -49,7 +49,7 @@ def packed(
     offsets = torch.randn(out, generator=generator) if bias else None
     if isinstance(spec, TernaryBits):
         linear = trained(spec, out, into)
-        return PackedLinear.pack(spec, Codes(*linear.codes()), offsets, dtype)
+        return PackedLinear.pack(spec, linear.codes(), offsets, dtype)
     low, high = code_range(spec)
     groups = count_groups(spec.group_size, into)
     codes = torch.randint(low, high + 1, (out, into), generator=generator)
@@ -58,8 +58,8 @@ def packed(
     return PackedLinear.pack(spec, Codes(codes, scale, zero), offsets, dtype)
 
 
-def trained(spec: TernaryBits, out: int, into: int, dtype=torch.float32) -> TernaryLinear:
-    linear = TernaryLinear(into, out, spec, bias=True, dtype=dtype)
+def trained(spec: TernaryBits, out: int, into: int, dtype=torch.float32) -> QatLinear:
+    linear = QatLinear(into, out, spec, bias=True, dtype=dtype)
     generator = torch.Generator().manual_seed(out * 100 + into)
     for parameter in linear.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator).to(dtype)
@@ -102,7 +102,7 @@ def test_forward_is_a_linear_with_the_dequantized_weight(spec, out, into, bias):
 @given(spec=ternaries, out=sizes, into=sizes, dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_packed_forward_is_the_trained_forward_to_the_bit(spec, out, into, dtype):
     latent = trained(spec, out, into, dtype)
-    layer = PackedLinear.pack(spec, Codes(*latent.codes()), latent.bias, dtype)
+    layer = PackedLinear.pack(spec, latent.codes(), latent.bias, dtype)
     x = example_input(into, dtype)
     assert torch.equal(layer(x), latent(x))
 

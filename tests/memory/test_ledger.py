@@ -15,6 +15,7 @@ from mote_quant.kernels.packed_linear import PackedLinear
 from mote_quant.memory import facts
 from mote_quant.memory.ledger import GIB, Ledger, weigh
 from mote_quant.moe import blocks, install
+from mote_quant.moe.layout import PROJECTIONS
 from mote_quant.recipe.schema import IntegerBits, TernaryBits, Upcycle
 from mote_quant.steps.upcycle.layouts import plan_layouts
 from tests.pico import ODD, PICO, llava, qwen2_moe
@@ -34,7 +35,7 @@ PUBLISHED = {
 
 def upcycle(model: nn.Module, experts: int, shared: bool = True, ternary: TernaryBits | None = None) -> nn.Module:
     config = Upcycle(experts=experts, shared="keep" if shared else "none")
-    for layout in plan_layouts(model, config, ternary):
+    for layout in plan_layouts(model, config, ternary and dict.fromkeys(PROJECTIONS, ternary)):
         install(model, layout)
     return model
 

@@ -5,10 +5,9 @@ import copy
 import pytest
 import torch
 
-from mote_quant.formats import Codes
 from mote_quant.hf.structure import replace_module
 from mote_quant.kernels.packed_linear import PackedLinear
-from mote_quant.ternary.linear import TernaryLinear
+from mote_quant.qat.linear import QatLinear
 from tests.mixtures import TERNARY, one_block
 
 
@@ -91,9 +90,8 @@ def packed(block, dtype):
     """The block with every ternary layer in the place of its packed form."""
     made = copy.deepcopy(block)
     for name, module in list(made.named_modules()):
-        if isinstance(module, TernaryLinear):
-            codes, scale = module.codes()
-            replace_module(made, name, PackedLinear.pack(module.spec, Codes(codes, scale), module.bias, dtype))
+        if isinstance(module, QatLinear):
+            replace_module(made, name, PackedLinear.pack(module.spec, module.codes(), module.bias, dtype))
     return made
 
 

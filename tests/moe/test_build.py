@@ -7,12 +7,13 @@ import torch
 
 from mote_quant.hf.skeleton import shadow
 from mote_quant.moe import MoteLayout, blocks, install
+from mote_quant.moe.layout import PROJECTIONS
+from mote_quant.qat.linear import QatLinear
 from mote_quant.recipe.schema import TernaryBits, Upcycle
 from mote_quant.steps.upcycle import plan_layouts
-from mote_quant.ternary.linear import TernaryLinear
 from tests import pico
 
-SPEC = TernaryBits(format="ternary")
+SPEC = dict.fromkeys(PROJECTIONS, TernaryBits(format="ternary"))
 
 
 @pytest.mark.parametrize("family", pico.PICO)
@@ -26,7 +27,7 @@ def test_the_dense_block_becomes_the_shared_expert_untouched(family):
     shared = {id(p) for block in made.values() for p in block.shared_expert.parameters()}
     assert shared <= before
     assert before <= {id(p) for p in model.parameters()}  # nothing of the dense model is lost
-    assert all(isinstance(m, TernaryLinear) for block in made.values() for e in block.experts for m in e.children())
+    assert all(isinstance(m, QatLinear) for block in made.values() for e in block.experts for m in e.children())
 
 
 def test_installing_draws_nothing_from_the_random_state():
@@ -69,7 +70,7 @@ def test_a_list_of_layers_in_any_order():
 def test_layouts_survive_json():
     for layout in plan_layouts(pico.PICO["opt"](), Upcycle(combine="convex", mix=0.2), SPEC):
         assert MoteLayout.from_dict(layout.to_dict()) == layout
-        plain = dataclasses.replace(layout, ternary=None)
+        plain = dataclasses.replace(layout, qat={})
         assert MoteLayout.from_dict(plain.to_dict()) == plain
 
 

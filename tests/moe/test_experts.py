@@ -6,8 +6,8 @@ from torch import nn
 
 from mote_quant.moe.experts import permute, route
 from mote_quant.moe.router import Choice
+from mote_quant.qat.fake import fake_quantize
 from mote_quant.ternary.activation import fake_quantize_activations
-from mote_quant.ternary.quantize import fake_quantize
 from tests.mixtures import TERNARY, one_block
 
 FULL: dict = {}

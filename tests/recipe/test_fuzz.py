@@ -207,7 +207,10 @@ integers = some(
     group_size=positive | st.just(-1),
     symmetric=st.booleans(),
     scale_dtype=floats,
-    method=choice("rtn", "gptq"),
+    method=choice("rtn", "gptq", "qat"),
+)
+binary = some(
+    {"format": st.just("binary")}, granularity=choice("tensor", "channel"), scales=choice("absmean", "learned")
 )
 ternary = some(
     {"format": st.just("ternary")},
@@ -252,7 +255,9 @@ quantizes = some(
 @st.composite
 def recipes(draw: st.DrawFn) -> dict[str, Any]:
     bits = draw(
-        st.dictionaries(target, floats | integers | ternary | floats.map(lambda name: {"format": name}), max_size=4)
+        st.dictionaries(
+            target, floats | integers | ternary | binary | floats.map(lambda name: {"format": name}), max_size=4
+        )
     )
     pipeline = [{"upcycle": draw(upcycles)}, *({"train": each} for each in draw(st.lists(trains, max_size=2)))]
     if bits:

@@ -12,7 +12,7 @@ import yaml
 
 from mote_quant.errors import RecipeError
 from mote_quant.recipe import FloatBits, IntegerBits, Recipe, TernaryBits, dump, load
-from mote_quant.recipe.schema import Quantize, Step, Train, Upcycle
+from mote_quant.recipe.schema import BinaryBits, Quantize, Step, Train, Upcycle, trains
 
 GOOD = """\
 name: good
@@ -172,6 +172,7 @@ def test_extends_merges_mappings_own_keys_first_and_replaces_lists() -> None:
         ),
         ("{format: int4, group_size: 32}", "{format: ternary}", TernaryBits(format="ternary")),
         ("{format: ternary, granularity: channel}", "{format: int3, method: rtn}", IntegerBits(format="int3")),
+        ("{format: ternary, packing: base3, scales: learned}", "{format: binary}", BinaryBits(format="binary")),
         ("{format: int4, group_size: 32}", "float32", FloatBits(format="float32")),
     ],
 )
@@ -230,10 +231,13 @@ def test_a_recipe_is_frozen() -> None:
     assert isinstance(recipe, Recipe)
 
 
-def test_ternary_alone_needs_no_quantize_step() -> None:
+@pytest.mark.parametrize("bits", ["ternary", "binary", {"format": "int3", "method": "qat"}])
+def test_what_is_trained_needs_no_quantize_step(bits: object) -> None:
     """Up-cycling carries it out; the model is left with its latent weights, to be trained on."""
-    recipe = load({"name": "latent", "bits": {"routed": "ternary"}, "pipeline": [{"upcycle": {}}]})
-    assert recipe.bits["routed"].format == "ternary"
+    recipe = load({"name": "latent", "bits": {"routed": bits}, "pipeline": [{"upcycle": {}}]})
+    assert trains(recipe.bits["routed"])
+    with pytest.raises(RecipeError, match="no quantize step"):
+        load({"name": "latent", "bits": {"routed": bits, "shared": "int3"}, "pipeline": [{"upcycle": {}}]})
 
 
 def test_ternary_may_stand_beside_a_quantize_step_alone() -> None:

@@ -23,7 +23,7 @@ LAYERS = [
         candidate(f"model.layers.{layer}.self_attn.q_proj.bias", "Linear", "attention"),
         candidate(f"model.layers.{layer}.mlp.gate.weight", "Router", "router"),
         candidate(f"model.layers.{layer}.mlp.shared_expert.up_proj.weight", "Linear", "shared"),
-        candidate(f"model.layers.{layer}.mlp.experts.0.up_proj.weight", "TernaryLinear", "routed"),
+        candidate(f"model.layers.{layer}.mlp.experts.0.up_proj.weight", "QatLinear", "routed"),
         candidate(f"model.layers.{layer}.input_layernorm.weight", "RMSNorm", "norm"),
     )
 ]
@@ -44,7 +44,7 @@ def names(target: str) -> list[str]:
         ("routed", 2),
         ("attention", 4),
         ("head", 1),
-        ("TernaryLinear", 2),
+        ("QatLinear", 2),
         ("Linear", 7),
         ("lm_head", 1),
         ("lm_head.weight", 1),
@@ -94,7 +94,7 @@ def test_selection_keeps_the_order_of_the_model() -> None:
     [
         ("routd", "routed"),
         ("Routed", "routed"),
-        ("TernaryLinaer", "TernaryLinear"),
+        ("QatLinaer", "QatLinear"),
         ("lm_heed", "lm_head"),
         ("embed_token", "embed_tokens"),
         ("model.layers.0.mlp.gat", "model.layers.0.mlp.gate"),
@@ -148,9 +148,9 @@ def test_assign_refuses_a_target_that_earlier_ones_leave_nothing_to() -> None:
 
 def test_assign_reports_every_bad_target() -> None:
     with pytest.raises(TargetError) as caught:
-        assign(["routd", "routed", "TernaryLinear", "vision"], MODEL)
+        assign(["routd", "routed", "QatLinear", "vision"], MODEL)
     lines = str(caught.value).splitlines()
-    assert [line.split()[1] for line in lines] == ["routd", "TernaryLinear", "vision"]
+    assert [line.split()[1] for line in lines] == ["routd", "QatLinear", "vision"]
 
 
 def test_assign_of_nothing_is_nothing() -> None:

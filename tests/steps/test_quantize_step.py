@@ -10,11 +10,11 @@ from mote_quant.formats import format_for
 from mote_quant.kernels.cast_linear import CastLinear
 from mote_quant.kernels.packed_linear import PackedLinear
 from mote_quant.moe import blocks
+from mote_quant.qat.linear import QatLinear
 from mote_quant.recipe.schema import FloatBits, IntegerBits
 from mote_quant.steps.quantize.casts import cast_parameters
 from mote_quant.steps.quantize.methods import HessianSum, Seen, gptq, rtn
 from mote_quant.steps.quantize.walk import Walk
-from mote_quant.ternary.linear import TernaryLinear
 from tests import pico
 from tests.mixtures import CALIBRATION, TERNARY, logits, quantize_it, upcycled
 from tests.sources import source_for
@@ -155,11 +155,11 @@ def test_gptq_without_calibration_settings():
 def test_ternary_layers_are_packed_at_the_end():
     latent, _ = quantized("llama", TERNARY, keep_latents=True)
     model, _ = quantized("llama", TERNARY)
-    assert not any(isinstance(module, TernaryLinear) for module in model.modules())
+    assert not any(isinstance(module, QatLinear) for module in model.modules())
     assert model.hf_quantizer.quantization_config.latent is False
     for name, module in latent.named_modules():
-        if isinstance(module, TernaryLinear):
-            assert torch.equal(model.get_submodule(name).codes(), module.codes()[0])
+        if isinstance(module, QatLinear):
+            assert torch.equal(model.get_submodule(name).codes(), module.codes().codes)
     torch.testing.assert_close(logits(model), logits(latent))
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from mote_quant.qat.fake import fake_quantize
 from mote_quant.recipe.schema import TernaryBits
-from mote_quant.ternary.quantize import EPSILON, expand_scale, fake_quantize, ternary_codes, ternary_scale
+from mote_quant.ternary.quantize import EPSILON, absmean_scale, expand_scale, scaled_codes
 
 
 def spec(granularity: str = "tensor", **more) -> TernaryBits:
@@ -38,22 +39,22 @@ def naive(weight: torch.Tensor, granularity: str, group: int) -> tuple[np.ndarra
 def test_codes_and_scales_follow_the_formula(granularity, group):
     more = {"group_size": group} if granularity == "group" else {}
     chosen, weight = spec(granularity, **more), weights()
-    scale = ternary_scale(weight, chosen)
+    scale = absmean_scale(weight, chosen)
     codes, scales = naive(weight, granularity, group)
     expanded = expand_scale(scale, chosen, 11).expand(7, 11)
     np.testing.assert_allclose(expanded.numpy(), scales, rtol=1e-7)
-    assert np.array_equal(ternary_codes(weight, scale, chosen).numpy(), codes)
+    assert np.array_equal(scaled_codes(weight, scale, chosen).numpy(), codes)
 
 
 def test_the_short_last_group_is_averaged_over_its_own_columns():
     weight = torch.tensor([[1.0, 1.0, 1.0, 1.0, 3.0]])
-    assert ternary_scale(weight, spec("group", group_size=4)).tolist() == [[1.0, 3.0]]
+    assert absmean_scale(weight, spec("group", group_size=4)).tolist() == [[1.0, 3.0]]
 
 
 @pytest.mark.parametrize(("granularity", "shape"), [("tensor", (1,)), ("channel", (7, 1)), ("group", (7, 3))])
 def test_scale_shapes_and_type(granularity, shape):
     more = {"group_size": 4} if granularity == "group" else {}
-    scale = ternary_scale(weights().bfloat16(), spec(granularity, scale_dtype="float16", **more))
+    scale = absmean_scale(weights().bfloat16(), spec(granularity, scale_dtype="float16", **more))
     assert scale.shape == shape
     assert scale.dtype == torch.float16
 
@@ -63,25 +64,25 @@ def test_the_mean_is_summed_more_precisely_than_float32_can():
     weight = torch.full((4, 1 << 20), 1.0)
     weight[0, 0] = float(1 << 26)
     exact = (float(1 << 26) + 4 * (1 << 20) - 1) / (4 * (1 << 20))
-    assert ternary_scale(weight, spec()).item() == np.float32(exact)
+    assert absmean_scale(weight, spec()).item() == np.float32(exact)
 
 
 def test_codes_are_found_again_from_the_stored_scale():
     weight, chosen = weights(), spec("channel", scale_dtype="float16")
-    scale = ternary_scale(weight, chosen)
+    scale = absmean_scale(weight, chosen)
     kept = scale.clone()
     quantized = fake_quantize(weight, chosen)
-    again = ternary_codes(quantized, kept, chosen)
-    assert torch.equal(again, ternary_codes(weight, scale, chosen))
+    again = scaled_codes(quantized, kept, chosen)
+    assert torch.equal(again, scaled_codes(weight, scale, chosen))
     assert torch.equal(quantized, again.float() * kept.float())
 
 
 def test_zero_weights_give_zero_codes_and_no_nan():
     for granularity in ("tensor", "channel", "group"):
         chosen = spec(granularity, scale_dtype="float16", **({"group_size": 4} if granularity == "group" else {}))
-        scale = ternary_scale(torch.zeros(3, 5), chosen)
+        scale = absmean_scale(torch.zeros(3, 5), chosen)
         assert (scale > 0).all()
-        assert not ternary_codes(torch.zeros(3, 5), scale, chosen).any()
+        assert not scaled_codes(torch.zeros(3, 5), scale, chosen).any()
         assert torch.equal(fake_quantize(torch.zeros(3, 5), chosen), torch.zeros(3, 5))
 
 

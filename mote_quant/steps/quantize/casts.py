@@ -15,11 +15,11 @@ from mote_quant.formats import dtype_of
 from mote_quant.hf.structure import replace_module
 from mote_quant.kernels.cast_linear import CastLinear
 from mote_quant.kernels.packed_linear import PackedLinear
+from mote_quant.qat.linear import QatLinear
 from mote_quant.recipe.schema import FloatBits
-from mote_quant.ternary.linear import TernaryLinear
 
 Types = frozenset[torch.dtype]
-_CAST_ON_USE = (CastLinear, PackedLinear, TernaryLinear)
+_CAST_ON_USE = (CastLinear, PackedLinear, QatLinear)
 
 
 def cast_parameters(model: nn.Module, casts: Mapping[str, FloatBits]) -> None:

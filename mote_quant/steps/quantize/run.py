@@ -13,7 +13,7 @@ from torch import nn
 from mote_quant.anatomy.roles import roles
 from mote_quant.hf.attach import attach
 from mote_quant.hf.unfuse import unfuse_named
-from mote_quant.recipe.schema import AutoBits, CodebookBits, FloatBits, IntegerBits, Quantize
+from mote_quant.recipe.schema import AutoBits, CodebookBits, FloatBits, IntegerBits, Quantize, trains
 from mote_quant.steps.base import Context
 from mote_quant.steps.quantize.calibrate import Calibrated, calibrate
 from mote_quant.steps.quantize.casts import cast_parameters
@@ -62,7 +62,8 @@ def _decided(model: nn.Module, data: Calibrated, context: Context) -> dict[str, 
         from mote_quant.steps.quantize.allocate import decide_formats
 
         context.formats |= decide_formats(model, autos, data.batches, context.progress, context.notes)
-    return {name: spec for name, spec in context.formats.items() if isinstance(spec, IntegerBits | CodebookBits)}
+    packed = {name: spec for name, spec in context.formats.items() if isinstance(spec, IntegerBits | CodebookBits)}
+    return {name: spec for name, spec in packed.items() if not trains(spec)}
 
 
 def _outputs(model: nn.Module, reference: Reference, engine: Engine, role_of: Mapping[str, str]) -> dict[str, Any]:

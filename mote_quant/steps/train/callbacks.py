@@ -1,4 +1,4 @@
-"""What happens between training steps: the ternary ramp, progress, routing figures."""
+"""What happens between training steps: the ternary ramp, progress, routing figures, the distance from a teacher."""
 
 from __future__ import annotations
 
@@ -7,25 +7,33 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
+from mote_quant.hf.distillation import Distillation
 from mote_quant.moe import blocks
+from mote_quant.qat.linear import QatLinear
 from mote_quant.steps.base import Progress
-from mote_quant.ternary.linear import TernaryLinear
 
 
 class Ramp(TrainerCallback):  # type: ignore[misc]
-    """Blends ternary weights in over the first `steps` steps: lambda goes linearly from 0 to 1."""
+    """Blends quantized weights in over the first `steps` steps: lambda goes linearly from 0 to 1.
 
-    def __init__(self, model: nn.Module, steps: int) -> None:
-        self._layers = [module for module in model.modules() if isinstance(module, TernaryLinear)]
+    With None it stays 0 to the end: the control that trains in full precision and is rounded afterwards.
+    """
+
+    def __init__(self, model: nn.Module, steps: int | None) -> None:
+        self._layers = [module for module in model.modules() if isinstance(module, QatLinear)]
         self._steps = steps
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set lambda for the coming step."""
-        self._set(min(1.0, state.global_step / self._steps))
+        self._set(0.0 if self._steps is None else min(1.0, state.global_step / self._steps))
 
     def end(self) -> None:
-        """Fully ternary, however the training ended."""
+        """Fully quantized, however the training ended."""
         self._set(1.0)
+        for layer in self._layers:
+            # A learned scale saw none of that training: it starts from what the weights have become.
+            if self._steps is None and layer.weight.requires_grad:
+                layer.fit_scale()
 
     def _set(self, strength: float) -> None:
         for layer in self._layers:
@@ -43,7 +51,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     @property
     def curve(self) -> list[dict[str, float]]:
         """The logged losses, those from before a resumed run was interrupted included."""
-        keys = ("step", "loss", "balance")
+        keys = ("step", "loss", "balance", "kl")
         logged = [entry for entry in self._history if "loss" in entry]
         return [{key: float(entry[key]) for key in keys if key in entry} for entry in logged]
 
@@ -73,3 +81,15 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def _balance(self) -> dict[str, float]:
         values = [float(block.routing.balance) for block in self._blocks.values() if block.routing is not None]
         return {"balance": sum(values) / len(values)} if values else {}
+
+
+class Distance(TrainerCallback):  # type: ignore[misc]
+    """Adds `kl`, the mean distance from the teacher since the last entry, to the losses that Trainer logs."""
+
+    def __init__(self, distillation: Distillation) -> None:
+        self._distillation = distillation
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Trainer has just entered `logs` into its history, which its checkpoints keep."""
+        if logs and "loss" in logs:
+            state.log_history[-1] |= {"kl": self._distillation.mean()}

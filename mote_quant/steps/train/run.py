@@ -13,14 +13,18 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from mote_quant.data.source import Source
 from mote_quant.errors import DataError
 from mote_quant.hf import checkpoint, random_state
 from mote_quant.hf.attach import attach
+from mote_quant.hf.distillation import Distillation
+from mote_quant.hf.teacher import open_teacher
 from mote_quant.hf.trainer import MoteTrainer, Schedule
 from mote_quant.moe import blocks
-from mote_quant.recipe.schema import Train
+from mote_quant.recipe.schema import Distill, Train
 from mote_quant.steps.base import Context
-from mote_quant.steps.train.callbacks import Ramp, Watch
+from mote_quant.steps.train.callbacks import Distance, Ramp, Watch
+from mote_quant.steps.train.compiling import compiled
 from mote_quant.steps.train.precision import float32_weights
 from mote_quant.steps.train.selection import by_role, only_trainable, trainable_names
 
@@ -31,9 +35,7 @@ _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with
 
 def run(model: nn.Module, config: Train, context: Context) -> nn.Module:
     """Train `model` in place; notes what was trained and frozen, the loss curve, tokens and seconds."""
-    source = context.open_data(config.data, config.max_length)
-    if not len(source.train):
-        raise DataError(f"{config.data} has no training samples")
+    source = _samples(config, context)
     chosen = trainable_names(model, config.what)
     context.notes |= by_role(model, chosen)
     started = time.monotonic()
@@ -44,17 +46,23 @@ def run(model: nn.Module, config: Train, context: Context) -> nn.Module:
         stack.enter_context(float32_weights(model, set(chosen) if config.precision == "bfloat16" else None))
         stack.enter_context(_router_losses(model, config))
         stack.enter_context(_same_cache_setting(model))
+        if config.compile:
+            stack.enter_context(compiled(model))
         folder = context.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         watch = Watch(model, context.progress)
         ramp = Ramp(model, _ramp_steps(config))
         stack.callback(ramp.end)
-        callbacks = [watch, *([ramp] if config.ternary_ramp else [])]
+        distillation = None if config.distill is None else _distillation(config.distill, model)
+        callbacks = [watch, *([ramp] if config.ternary_ramp or not config.fake_quantize else [])]
+        callbacks += [Distance(distillation)] if distillation else []
         samples = config.steps * config.batch_size * config.gradient_accumulation
         schedule = Schedule(source.train, samples, context.seed)
-        trainer = MoteTrainer(model, _arguments(config, context, folder), schedule, source.collate, callbacks)
+        arguments = _arguments(config, context, folder)
+        trainer = MoteTrainer(model, arguments, schedule, source.collate, callbacks, distillation)
         resume = checkpoint.latest(context.folder)
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     context.notes |= {"tokens": trainer.tokens, "curve": watch.curve, "routing": watch.routing()}
+    context.notes |= _taught(config, watch.curve) | ({"compile": True} if config.compile else {})
     context.notes["seconds"] = round(time.monotonic() - started, 3)
     if blocks(model):
         attach(model, balance_loss=config.balance_loss, z_loss=config.z_loss)
@@ -62,8 +70,26 @@ def run(model: nn.Module, config: Train, context: Context) -> nn.Module:
     return model
 
 
-def _ramp_steps(config: Train) -> int:
-    return max(1, round(config.steps * config.ternary_ramp))
+def _samples(config: Train, context: Context) -> Source:
+    source = context.open_data(config.data, config.max_length)
+    if not len(source.train):
+        raise DataError(f"{config.data} has no training samples")
+    return source
+
+
+def _distillation(config: Distill, model: nn.Module) -> Distillation:
+    return Distillation(open_teacher(config.teacher, model), config.weight, config.temperature)
+
+
+def _taught(config: Train, curve: list[dict[str, float]]) -> dict[str, Any]:
+    """What the report says of a distillation; `kl` is that of the last stretch of the curve."""
+    if config.distill is None:
+        return {}
+    return {"distillation": {**config.distill.model_dump(), "kl": curve[-1]["kl"]}}
+
+
+def _ramp_steps(config: Train) -> int | None:
+    return max(1, round(config.steps * config.ternary_ramp)) if config.fake_quantize else None
 
 
 def _arguments(config: Train, context: Context, folder: Path) -> Any:

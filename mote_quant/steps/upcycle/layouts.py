@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
 from mote_quant.anatomy.feedforward import FeedForward, find_feedforwards
 from mote_quant.errors import RequestError
 from mote_quant.moe import MoteLayout
-from mote_quant.recipe.schema import TernaryBits, Upcycle
+from mote_quant.moe.layout import Projection
+from mote_quant.recipe.schema import QatBits, Upcycle
 
 _PLACEMENTS: dict[str, Callable[[int, int], bool]] = {
     "all": lambda index, count: True,
@@ -19,9 +20,11 @@ _PLACEMENTS: dict[str, Callable[[int, int], bool]] = {
 }
 
 
-def plan_layouts(model: nn.Module, config: Upcycle, ternary: TernaryBits | None = None) -> tuple[MoteLayout, ...]:
-    """The mixture layers `config` asks for, in layer order. Works on meta models."""
-    return tuple(_layout(block, config, ternary) for block in _chosen(find_feedforwards(model), config))
+def plan_layouts(
+    model: nn.Module, config: Upcycle, qat: Mapping[Projection, QatBits] | None = None
+) -> tuple[MoteLayout, ...]:
+    """The mixture layers `config` asks for, in layer order; `qat`: what projections train for. Works on meta models."""
+    return tuple(_layout(block, config, qat or {}) for block in _chosen(find_feedforwards(model), config))
 
 
 def _chosen(found: list[FeedForward], config: Upcycle) -> list[FeedForward]:
@@ -37,11 +40,16 @@ def _chosen(found: list[FeedForward], config: Upcycle) -> list[FeedForward]:
     return [known[layer] for layer in sorted(set(config.layers))]
 
 
-def _layout(block: FeedForward, config: Upcycle, ternary: TernaryBits | None) -> MoteLayout:
+def _layout(block: FeedForward, config: Upcycle, qat: Mapping[Projection, QatBits]) -> MoteLayout:
     normalize = config.normalize_gates
     if normalize is None:
         # As DeepSpeed does for the top-2 baseline; a raw top-1 gate keeps its gradient, a convex mix needs weight 1.
         normalize = config.combine == "convex" or (config.shared == "none" and config.top_k > 1)
+    if block.intermediate_size % config.split:
+        raise RequestError(
+            f"upcycle.split: {config.split} does not divide the width {block.intermediate_size} of {block.path} "
+            "(its hidden units); take one that does"
+        )
     return MoteLayout(
         path=f"{block.path}.{block.up}" if block.inline else block.path,
         kind=block.kind,
@@ -59,5 +67,7 @@ def _layout(block: FeedForward, config: Upcycle, ternary: TernaryBits | None) ->
         combine=config.combine,
         mix=config.mix,
         normalize_gates=normalize,
-        ternary=ternary,
+        qat={projection: spec for projection, spec in qat.items() if projection != "gate_proj" or block.gate},
+        split=config.split,
+        lora_rank=config.lora_rank,
     )

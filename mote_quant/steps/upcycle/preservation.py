@@ -34,9 +34,7 @@ def probe(model: nn.Module) -> Tensor:
     """Logits [2, 16, vocabulary] in float32 for a fixed batch of token ids (text only, so any LM or VLM takes it)."""
     config = cast(Any, model).config.get_text_config()
     length = min(_LENGTH, int(getattr(config, "max_position_embeddings", _LENGTH) or _LENGTH))
-    generator = torch.Generator().manual_seed(_SEED)
-    ids = torch.randint(0, config.vocab_size, (_BATCH, length), generator=generator)
-    ids = _without_image_tokens(ids, cast(Any, model).config).to(next(model.parameters()).device)
+    ids = text_ids(model, _BATCH, length)
     was_training = model.training
     model.eval()
     try:
@@ -44,6 +42,14 @@ def probe(model: nn.Module) -> Tensor:
             return cast(Tensor, model(input_ids=ids, use_cache=False).logits).float()
     finally:
         model.train(was_training)
+
+
+def text_ids(model: nn.Module, batch: int, length: int) -> Tensor:
+    """Seeded token ids [batch, length] without those that stand for images, on the model's device."""
+    config = cast(Any, model).config
+    generator = torch.Generator().manual_seed(_SEED)
+    ids = torch.randint(0, config.get_text_config().vocab_size, (batch, length), generator=generator)
+    return _without_image_tokens(ids, config).to(next(model.parameters()).device)
 
 
 def _without_image_tokens(ids: Tensor, config: Any) -> Tensor:

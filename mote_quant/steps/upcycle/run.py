@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from mote_quant.anatomy.feedforward import find_feedforwards, verify
 from mote_quant.hf.attach import attach
-from mote_quant.hf.structure import is_transposed
 from mote_quant.kernels.packed_linear import PackedLinear
 from mote_quant.moe import MoteBlock, MoteLayout, install
-from mote_quant.moe.experts import Expert
 from mote_quant.recipe.schema import Upcycle
 from mote_quant.steps.base import Context
+from mote_quant.steps.upcycle.initialize import initialize
 from mote_quant.steps.upcycle.preservation import Receipt, probe
 
 _log = logging.getLogger(__name__)
@@ -44,43 +43,8 @@ def _upcycle_layer(model: nn.Module, layout: MoteLayout, config: Upcycle, genera
     weights = {"up_proj": layout.up, "down_proj": layout.down} | ({"gate_proj": layout.gate} if layout.gate else {})
     sources = {ours: dense.get_submodule(theirs) for ours, theirs in weights.items()}
     block = install(model, layout)
-    with torch.no_grad():
-        for expert in block.experts:
-            _initialize(cast(Expert, expert), sources, config, generator)
-        _draw(block.gate.weight, config.router_std, generator)
+    initialize(block, sources, config, generator)
     _freeze_like(block, sources["up_proj"])
-
-
-def _initialize(expert: Expert, sources: dict[str, nn.Module], config: Upcycle, generator: torch.Generator) -> None:
-    for name, source in sources.items():
-        target = cast(nn.Linear, expert.get_submodule(name))
-        weight = _dense_weight(source)
-        spread = weight.float().std()
-        if config.init == "random":
-            _draw(target.weight, float(spread), generator)
-        else:
-            target.weight.copy_(weight)
-            if config.noise:
-                target.weight.add_(_normal(target.weight, config.noise * float(spread), generator))
-        if target.bias is not None:
-            target.bias.copy_(cast(Tensor, source.bias))
-
-
-def _dense_weight(source: nn.Module) -> Tensor:
-    """[out, in], of a layer of any make."""
-    if isinstance(source, PackedLinear):
-        return source.dequantize()
-    weight = cast(Tensor, source.weight)
-    return weight.t() if is_transposed(source) else weight
-
-
-def _draw(target: Tensor, std: float, generator: torch.Generator) -> None:
-    target.copy_(_normal(target, std, generator))
-
-
-def _normal(like: Tensor, std: float, generator: torch.Generator) -> Tensor:
-    # Drawn on the CPU in float32, so that a seed means the same on every device and in every type.
-    return (torch.randn(like.shape, generator=generator) * std).to(like)
 
 
 def _freeze_like(block: MoteBlock, dense: nn.Module) -> None:

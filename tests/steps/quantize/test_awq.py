@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from mote_quant.errors import CalibrationError, FormatError
 from mote_quant.formats import dtype_of, format_for
+from mote_quant.formats import grid as grids
 from mote_quant.formats.integer import INPUT_SCALE
 from mote_quant.recipe.schema import IntegerBits
 from mote_quant.steps.quantize.methods import Seen, rtn
 from mote_quant.steps.quantize.methods import awq as awq_of
-from mote_quant.steps.quantize.methods import grid as grids
 
 specs = st.builds(
     IntegerBits,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mote_quant.errors import MissingExtraError
-from mote_quant.recipe.bits import BACKEND_METHODS
+from mote_quant.recipe.integers import BACKEND_METHODS
 from mote_quant.steps.quantize.backends import BACKENDS, EXTRAS, require
 from mote_quant.steps.quantize.backends.extras import load
 

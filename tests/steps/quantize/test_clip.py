@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mote_quant.formats import format_for
+from mote_quant.formats import grid as grids
+from mote_quant.formats.clip import output_loss, squared_loss
+from mote_quant.formats.grid import find_grid, group_errors, search_grid, whole_grid
 from mote_quant.formats.groups import split_groups
 from mote_quant.recipe.schema import IntegerBits
-from mote_quant.steps.quantize.methods import grid as grids
 from mote_quant.steps.quantize.methods import rtn
-from mote_quant.steps.quantize.methods.clip import output_loss, squared_loss
-from mote_quant.steps.quantize.methods.grid import find_grid, group_errors, search_grid, whole_grid
 
 specs = st.builds(
     IntegerBits,

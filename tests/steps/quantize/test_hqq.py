@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from mote_quant.errors import FormatError
 from mote_quant.formats import dtype_of, format_for
+from mote_quant.formats import grid as grids
 from mote_quant.formats.groups import split_groups
 from mote_quant.recipe.schema import IntegerBits
-from mote_quant.steps.quantize.methods import grid as grids
 from mote_quant.steps.quantize.methods import hqq, rtn
 
 specs = st.builds(
@@ -100,7 +100,7 @@ def test_rows_at_a_time_change_nothing(monkeypatch):
     weight = random(9, 20)
     spec = IntegerBits(format="int3", group_size=8, symmetric=False, method="hqq")
     together = hqq(weight, spec)
-    monkeypatch.setattr("mote_quant.steps.quantize.methods.grid.ELEMENTS", 45)
+    monkeypatch.setattr("mote_quant.formats.grid.ELEMENTS", 45)
     monkeypatch.setattr(grids, "ELEMENTS", 45)
     apart = hqq(weight, spec)
     assert torch.equal(together.codes, apart.codes)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from mote_quant.errors import CalibrationError, FormatError
+from mote_quant.formats.clip import output_loss
 from mote_quant.formats.floating import dtype_of
+from mote_quant.formats.grid import Grid, group_errors, nearest_codes, search_grid, whole_grid
 from mote_quant.formats.groups import join_groups, split_groups
 from mote_quant.formats.integer import INPUT_SCALE
 from mote_quant.recipe.schema import IntegerBits
 from mote_quant.steps.quantize.methods.base import Codes, Seen, finite_weight
-from mote_quant.steps.quantize.methods.clip import output_loss
-from mote_quant.steps.quantize.methods.grid import Grid, group_errors, nearest_codes, search_grid, whole_grid
 
 EXPONENTS = tuple(step / 10 for step in range(10))
 LIMIT = 1e4

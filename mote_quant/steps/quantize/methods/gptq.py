@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from mote_quant.errors import CalibrationError
+from mote_quant.formats.grid import Grid, find_grid, from_grid, round_to_grid
 from mote_quant.formats.groups import group_width
 from mote_quant.recipe.schema import IntegerBits
 from mote_quant.steps.quantize.methods.base import Codes, Seen, finite_weight
-from mote_quant.steps.quantize.methods.grid import Grid, find_grid, from_grid, round_to_grid
 
 LEAF = 32
 """Columns rounded one by one before a matrix product carries their errors on."""

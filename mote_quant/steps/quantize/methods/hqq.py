@@ -11,12 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mote_quant.formats.clip import squared_loss
+from mote_quant.formats.grid import ELEMENTS, Grid, nearest_codes, search_grid, storable, whole_grid
 from mote_quant.formats.groups import join_groups, split_groups
 from mote_quant.formats.integer import code_range
 from mote_quant.recipe.schema import IntegerBits
 from mote_quant.steps.quantize.methods.base import Codes, Seen, finite_weight
-from mote_quant.steps.quantize.methods.clip import squared_loss
-from mote_quant.steps.quantize.methods.grid import ELEMENTS, Grid, nearest_codes, search_grid, storable, whole_grid
 
 RATIOS = (1.0, 0.93, 0.86, 0.79, 0.72, 0.65, 0.58, 0.5)
 STEPS = 10

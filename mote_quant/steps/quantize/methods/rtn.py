@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mote_quant.formats.grid import find_grid, nearest_codes
 from mote_quant.recipe.schema import IntegerBits
 from mote_quant.steps.quantize.methods.base import Codes, Seen, finite_weight
-from mote_quant.steps.quantize.methods.grid import find_grid, nearest_codes
 
 
 def rtn(weight: Tensor, spec: IntegerBits, seen: Seen | None = None, *, name: str = "weight") -> Codes:

@@ -1,0 +1,81 @@
+"""Experts that are low-rank changes of the shared expert (LLaVA-MoLE, arXiv 2401.16160; MixLoRA, arXiv 2404.15159).
+
+Expert e is the dense block with `W + B_e A_e` in the place of each weight W, and a token gets from it what it differs
+by: `FFN(x) + sum_k gate_k (FFN_e(x) - FFN(x))`. W is passed once for all of them: up and gate are computed and then
+changed expert by expert, and as down is linear, the changes of its input are summed before it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from mote_quant.moe.experts import Expert, merge, route
+from mote_quant.moe.layout import MoteLayout
+from mote_quant.moe.router import Choice
+
+
+class LowRank(nn.Module):
+    """`x -> B A x`, the change of one projection: `lora_A` is [rank, in], `lora_B` [out, rank]."""
+
+    def __init__(self, lora_a: nn.Linear, lora_b: nn.Linear) -> None:
+        super().__init__()
+        self.lora_A = lora_a
+        self.lora_B = lora_b
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, in] -> [n, out]."""
+        return cast(Tensor, self.lora_B(self.lora_A(x)))
+
+
+class LoraExpert(Expert):
+    """The changes of a dense block's projections, for tokens that have been through the dense ones (`pass_up`)."""
+
+    def forward(self, x: Tensor, activation: nn.Module) -> Tensor:
+        """[n, up (+ gate) + hidden] -> [n, up + hidden]: the changes of what enters down and of what leaves it."""
+        gated = getattr(self, "gate_proj", None)
+        up, gate, token = _parts(x, cast(LowRank, self.down_proj).lora_B.out_features, gated is not None)
+        changed = None if gated is None or gate is None else gate + gated(token)
+        entering = merge(up + self.up_proj(token), changed, activation)
+        return torch.cat([entering - merge(up, gate, activation), self.down_proj(entering)], dim=-1)
+
+
+class Dense(NamedTuple):
+    """The projections of a dense block, full precision or packed."""
+
+    up: nn.Module
+    gate: nn.Module | None
+    down: nn.Module
+
+    @classmethod
+    def of(cls, shared: nn.Module, layout: MoteLayout) -> Dense:
+        """Those of a layer's shared expert."""
+        gate = None if layout.gate is None else shared.get_submodule(layout.gate)
+        return cls(shared.get_submodule(layout.up), gate, shared.get_submodule(layout.down))
+
+
+def pass_up(x: Tensor, dense: Dense) -> Tensor:
+    """Tokens [T, hidden] behind what up (and gate) make of them: [T, up (+ gate) + hidden]."""
+    return torch.cat([dense.up(x), *([] if dense.gate is None else [dense.gate(x)]), x], dim=-1)
+
+
+def _parts(passed: Tensor, hidden: int, gated: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+    """What `pass_up` joined: up, gate and the tokens."""
+    *dense, token = passed.tensor_split(
+        [(passed.shape[-1] - hidden) // 2] * gated + [passed.shape[-1] - hidden], dim=-1
+    )
+    return dense[0], dense[1] if gated else None, token
+
+
+def mixture(x: Tensor, dense: Dense, experts: nn.ModuleList, choice: Choice, activation: nn.Module) -> Tensor:
+    """`FFN(x) + sum_k gate_k (FFN_k(x) - FFN(x))` for tokens `x` [T, hidden]."""
+    passed = pass_up(x, dense)
+    up, gate, _ = _parts(passed, x.shape[-1], dense.gate is not None)
+    entering = merge(up, gate, activation)
+    if not len(x) or (choice.kept is not None and not choice.kept.any()):
+        return cast(Tensor, dense.down(entering))
+    change, added = route(passed, experts, choice, activation).tensor_split([up.shape[-1]], dim=-1)
+    output = cast(Tensor, dense.down(entering + change))
+    return output + added.to(output.dtype)

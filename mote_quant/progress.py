@@ -1,0 +1,25 @@
+"""Where long work says how far it is."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Where a step says how far it is."""
+
+    def start(self, title: str, total: int) -> None:
+        """A stretch of `total` units begins."""
+
+    def advance(self, done: int, **figures: float) -> None:
+        """`done` units of the stretch are behind us; `figures` are worth showing (loss, ...)."""
+
+
+class Silent:
+    """Progress for library calls: nobody is watching."""
+
+    def start(self, title: str, total: int) -> None:
+        """Nothing."""
+
+    def advance(self, done: int, **figures: float) -> None:
+        """Nothing."""

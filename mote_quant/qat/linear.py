@@ -1,0 +1,74 @@
+"""A linear layer that trains latent weights through their quantized values."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mote_quant.formats.base import Codes
+from mote_quant.formats.registry import format_for
+from mote_quant.qat.codes import find_codes
+from mote_quant.qat.fake import fake_quantize
+from mote_quant.recipe.schema import QatBits, ScaledBits
+from mote_quant.ternary.activation import fake_quantize_activations
+from mote_quant.ternary.quantize import absmean_scale
+
+
+class QatLinear(nn.Linear):
+    """`y = x W^T + b` with W replaced by its quantized value in every forward; `weight` holds the latent floats.
+
+    `weight_scale` is the trained float32 scale of `scales: learned`, else None. `strength` is the warm-up ramp: 1 is
+    fully quantized, 0 is full precision, of activations too.
+    """
+
+    weight_scale: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        spec: QatBits,
+        bias: bool = False,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias=bias, dtype=dtype, device=device)
+        self.spec = spec
+        self.strength = 1.0
+        self.register_parameter("weight_scale", self._new_scale())
+        self.fit_scale()
+
+    @torch.no_grad()
+    def fit_scale(self) -> None:
+        """Start a learned scale from the mean absolute weight, in which the others stay."""
+        if self.weight_scale is not None and isinstance(self.spec, ScaledBits):
+            self.weight_scale.copy_(absmean_scale(self.weight, self.spec))
+
+    def quantize_input(self, x: Tensor) -> Tensor:
+        """`x` [..., in] as the matrix product will see it."""
+        quantized = isinstance(self.spec, ScaledBits) and self.spec.activations == "int8" and self.strength > 0.0
+        return fake_quantize_activations(x) if quantized else x
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """The product with an input that `quantize_input` has seen."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, fake_quantize(self.weight, self.spec, self.strength, self.weight_scale).to(x.dtype), bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        return self.multiply(self.quantize_input(input))
+
+    def codes(self) -> Codes:
+        """What packing will store."""
+        return find_codes(self.weight, self.spec, self.weight_scale)
+
+    def extra_repr(self) -> str:
+        """As in nn.Linear, with the format."""
+        return f"{super().extra_repr()}, format={self.spec.format}"
+
+    def _new_scale(self) -> nn.Parameter | None:
+        if not isinstance(self.spec, ScaledBits) or self.spec.scales != "learned":
+            return None
+        shape = format_for(self.spec).layout((self.out_features, self.in_features))["weight_scale"].shape
+        return nn.Parameter(torch.empty(shape, dtype=torch.float32, device=self.weight.device))

@@ -1,0 +1,1 @@
+"""Many recipes, budgets and seeds, compared fairly: the sweep."""
