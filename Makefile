@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Environments of library backends, each named as its extra, and what else their tests compare with.
+# Environments of library backends, each named as its extra, and what else is tested there (ray has no pins to fear).
 BACKENDS := bnb gptq llmcompressor
-BESIDE_bnb := hqq compressed-tensors
+BESIDE_bnb := hqq compressed-tensors ray
 
 .PHONY: install demo test test-slow test-backends $(BACKENDS:%=test-%) lint bench clean
 

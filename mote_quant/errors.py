@@ -99,6 +99,10 @@ class CellDiedError(RunError):
     """The process that worked on a cell of a sweep is gone; the message says what to do."""
 
 
+class CellFailedError(RunError):
+    """A cell of a sweep met an error that is not ours; its traceback lies in the cell's folder."""
+
+
 class SweepError(RunError):
     """Parts of a sweep have no result; all others are written, and the message lists what is missing and why."""
 

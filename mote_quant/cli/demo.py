@@ -39,7 +39,8 @@ def demo(
         from mote_quant.sweeps import run
 
         jobs = min(_MOST_JOBS, os.cpu_count() or 1)
-        run.sweep(SWEEP, output, options=run.Options(jobs=jobs, overrides=overrides or (), progress=progress))
+        options = run.Options(jobs=jobs, command="mote-quant demo", overrides=overrides or (), progress=progress)
+        run.sweep(SWEEP, output, options=options)
         write_atomic(output / "report.json", (output / "results.json").read_bytes())
     if not quiet:
         report_on(output, as_json=False)

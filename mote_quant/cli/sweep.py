@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +13,7 @@ from mote_quant.cli.options import JsonOption, QuietOption, SetOption
 from mote_quant.cli.output import Table, print_json, print_lines, print_tables
 from mote_quant.cli.progress import watching
 from mote_quant.cli.session import Session, guarded
+from mote_quant.errors import SweepError
 
 if TYPE_CHECKING:
     from mote_quant.sweeps.budgets import Selection
@@ -28,7 +31,10 @@ def sweep(
     data: Annotated[str | None, typer.Option("--data", help="Other data than the sweep's.")] = None,
     overrides: SetOption = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Cells at a time, a process each.")] = 1,
-    ray: Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="Run the cells on a Ray cluster.")] = None,
+    ray: Annotated[
+        str | None, typer.Option("--ray", metavar="ADDRESS", help="Run the --jobs cells on a Ray cluster (or `local`).")
+    ] = None,
+    gpus: Annotated[float, typer.Option("--gpus", min=0.0, help="GPUs of the Ray cluster for each cell.")] = 0.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show who would take part; train nothing.")] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -51,20 +57,27 @@ def sweep(
         if dry_run:
             _show(*preview(file, settings), as_json)
             return
-        session.output = output or Path("runs") / Path(file).stem
-        options = Options(jobs=jobs, ray=ray, overrides=settings, progress=progress)
+        session.output = output or Path("runs") / Path(file).name.removesuffix(".yaml")
+        command = f"mote-quant {shlex.join(sys.argv[1:])}"
+        options = Options(jobs, ray, gpus, command, settings, progress)
         try:
             sweep(file, session.output, options=options)
-        finally:
-            if not quiet:
-                report_on(session.output, as_json)
+        except SweepError:
+            _report(session.output, quiet, as_json)
+            raise
+    _report(session.output, quiet, as_json)
+
+
+def _report(folder: Path, quiet: bool, as_json: bool) -> None:
+    if not quiet:
+        report_on(folder, as_json)
 
 
 def report_on(folder: Path, as_json: bool) -> None:
     """What a sweep came to, as its folder holds it; nothing where it has not come to anything yet."""
     import json
 
-    from mote_quant.sweeps.report import headlines, tables
+    from mote_quant.sweeps.report import brief_tables, caveats, headlines
 
     path = folder / "results.json"
     if not path.exists():
@@ -73,9 +86,11 @@ def report_on(folder: Path, as_json: bool) -> None:
     if as_json:
         print_json(document)
         return
-    print_tables((table.title, table.header, table.rows) for table in tables(document))
+    print_tables((table.title, table.header, table.rows) for table in brief_tables(document))
     said = [headline.text for headline in headlines(document)]
-    print_lines([*said, f"page    {folder / 'index.html'}", f"points  {folder / 'points.csv'}"])
+    misfits = len(document["misfits"])
+    said += [*caveats(document), *([f"{misfits} do not fit a budget; report.md says why."] if misfits else [])]
+    print_lines([*said, "", f"page    {folder / 'index.html'}", f"points  {folder / 'points.csv'}"])
 
 
 def _show(loaded: Loaded, selection: Selection, as_json: bool) -> None:

@@ -6,14 +6,15 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mote_quant.errors import DataError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Sample = dict[str, Any]
-Collate = Callable[[Sequence[Sample]], dict[str, Tensor]]
+Collate = Callable[[Sequence[Sample]], "dict[str, Tensor]"]
 
 IGNORED = -100
 """The label of a position that is not learned and not measured."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from mote_quant.data.source import Sample, Source
 from mote_quant.errors import DataError
-from mote_quant.evaluate import answers, language
-from mote_quant.evaluate.mode import measured
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mote_quant.data.source import Sample, Source
 
 __all__ = ["evaluate"]
 
-_METRICS = {"text": language.measure, "vqa": answers.measure}
+_METRICS = {"text": "language", "vqa": "answers"}
 
 
 def evaluate(
@@ -27,5 +29,10 @@ def evaluate(
     samples: Sequence[Sample] = getattr(source, split)[:limit]
     if not samples:
         raise DataError(f"{source.name} has nothing in its {split} split to measure on")
+    # Imported late: reports take the front from this package, and need no torch.
+    from mote_quant.evaluate.mode import measured
+
+    metric = import_module(f"mote_quant.evaluate.{_METRICS[source.kind]}")
     with measured(model):
-        return _METRICS[source.kind](model, source.collate, samples, batch_size)
+        scores: dict[str, float] = metric.measure(model, source.collate, samples, batch_size)
+    return scores

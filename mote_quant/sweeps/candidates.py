@@ -8,13 +8,16 @@ from typing import Any
 
 from mote_quant.recipe.located import Node, Place, Problem
 from mote_quant.recipe.merge import merge
+from mote_quant.recipe.near import did_you_mean
 from mote_quant.recipe.schema import Recipe
 from mote_quant.recipe.validate import validate
 from mote_quant.sweeps.schema import Contender, Sweep
 
 MADE = Place("<sweep>")
 MIXTURE_ROLES = ("routed", "router", "shared")
-SHARED = {"learning_rate": "it is chosen from the sweep's learning_rates", "data": "it is the sweep's data"}
+TRAINING = "training"
+NOBODYS = {"learning_rate": "it is chosen from the sweep's learning_rates", "data": "it is the sweep's data"}
+EVERYBODYS = ("steps", "batch_size", "gradient_accumulation", "schedule", "warmup", "max_length")
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,26 @@ def candidates(sweep: Sweep, tree: Node) -> tuple[tuple[Candidate, ...], list[Pr
                 candidate, mistakes = _candidate(parts, contender)
                 problems += mistakes
                 made += [candidate] if candidate else []
+    problems += _clashes(sweep, tree, made)
     return tuple(made), list(dict.fromkeys(problems))
+
+
+def _clashes(sweep: Sweep, tree: Node, made: Sequence[Candidate]) -> Iterator[Problem]:
+    """Two lines of one name, or pairs of lines that are not there."""
+    for index, candidate in enumerate(made):
+        for other in made[:index]:
+            same = candidate.name == other.name
+            if same or (candidate.trained == other.trained and candidate.family != other.family):
+                what = candidate.name if same else candidate.trained
+                text = f"{what} is what {other.family} makes too; give it another name"
+                path = ("contenders", candidate.family)
+                yield Problem(tree.nearest(path)[1].place, path, text)
+    names = [candidate.name for candidate in made]
+    for name, control in sweep.controls.items():
+        for missing in [each for each in (name, control) if each not in names]:
+            path = ("controls", name)
+            hint = did_you_mean(missing, names) or f"; there are {', '.join(names)}"
+            yield Problem(tree.nearest(path)[1].place, path, f"there is no line {missing}{hint}")
 
 
 def _numbers(contender: Contender) -> Sequence[int | None]:
@@ -97,7 +119,8 @@ def _candidate(parts: _Parts, contender: Contender) -> tuple[Candidate | None, l
     tail, _ = validate(parts.tree(name, parts.bits(), [parts.quantize()]))
     training, more = None, list[Problem]()
     if parts.training():
-        training, more = validate(parts.tree(parts.family, parts.entries("qat"), parts.training()))
+        # Without a name of its own: what is trained alike is trained once.
+        training, more = validate(parts.tree(TRAINING, parts.entries("qat"), parts.training()))
     wrong = [*problems, *more, *parts.unfair()]
     if wrong or whole is None or tail is None:
         return None, wrong
@@ -150,18 +173,29 @@ class _Parts:
         return steps
 
     def unfair(self) -> Iterator[Problem]:
-        """What all trained contenders share, and none may say for itself."""
-        for path in (("train",), ("contenders", self.family, "train")):
+        """What all contenders share, and none may say for itself."""
+        own = ("contenders", self.family)
+        for path in (("train",), (*own, "train")):
             for key, node in _mapping(self.whole, *path).items():
-                if key in SHARED:
-                    yield Problem(node.place, (*path, key), f"cannot be set here: {SHARED[key]}")
+                if key in NOBODYS:
+                    yield Problem(node.place, (*path, key), f"cannot be set here: {NOBODYS[key]}")
+                elif key in EVERYBODYS and len(path) > 1:
+                    yield Problem(node.place, (*path, key), "is the same for everybody: set it in the sweep's train")
+        for place in (("quantize", "calibration"), (*own, "quantize", "calibration")):
+            for key, node in _mapping(self.whole, *place).items():
+                if key == "data":
+                    yield Problem(node.place, (*place, key), f"cannot be set here: {NOBODYS[key]}")
+                elif key == "max_length" and node.value != self.sweep.train.get("max_length"):
+                    yield Problem(node.place, (*place, key), "is that of the sweep's train: samples are cut once")
 
     def quantize(self) -> Node:
         """The last step; no report on logits is made here, `measure` says more of them."""
         merged = dict(merge(_at(self.own, "quantize"), _at(self.whole, "quantize")).value or {})
         calibration = merged.get("calibration")
         if calibration is not None and isinstance(calibration.value, dict):
-            merged["calibration"] = Node({"data": _node(self.sweep.data), **calibration.value}, calibration.place)
+            length = self.sweep.train.get("max_length")
+            seen = {"data": _node(self.sweep.data)} | ({} if length is None else {"max_length": _node(length)})
+            merged["calibration"] = Node({**seen, **calibration.value}, calibration.place)
         return _step("quantize", {"measure": _node("none"), **merged}, self.own)
 
     def tree(self, name: str, bits: Mapping[str, Node], steps: list[Node]) -> Node:

@@ -17,6 +17,8 @@ from mote_quant.hf.integrity import write_atomic
 from mote_quant.version import __version__
 
 _RESULT = "result.json"
+AGAIN = "again"
+"""A result with this key is of use now, but the cell is to be done again next time."""
 Result = dict[str, Any]
 
 
@@ -67,12 +69,19 @@ def store_result(job: Job, result: Result) -> None:
     """Keep the result of a cell, whole or not at all. SaveError."""
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"kind": job.kind, "result": result, "sha256": _digest(result)}, indent=1)
+        values = {"kind": job.kind, "result": result, "sha256": _digest(result)}
+        text = json.dumps(values, indent=1, allow_nan=False)
         write_atomic(job.folder / _RESULT, text)
     except OSError as error:
         raise SaveError(
             f"{job.folder} could not be written: {error}; free space and run the same command again"
         ) from error
+
+
+def worded(error: BaseException) -> str:
+    """An error that is not ours, in one line."""
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def _digest(result: Result) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from concurrent.futures import Future
 from typing import Any
 
@@ -9,16 +10,22 @@ from mote_quant.errors import CellDiedError, MissingExtraError, MoteError, Reque
 from mote_quant.sweeps.cells import Job, Result
 from mote_quant.sweeps.jobs import run_job
 
+_PATIENCE = 5.0
+
 
 class RayWorkers:
-    """`slots` cells at a time, each a Ray task of its own process; `address` is that of the cluster, or `local`."""
+    """`slots` cells at a time, each a Ray task; `address` is that of the cluster, or `local`."""
 
-    def __init__(self, address: str, slots: int, accelerators: float = 0.0) -> None:
-        """MissingExtraError without ray; RequestError when no cluster answers at `address`."""
+    def __init__(self, address: str, slots: int, gpus: float = 0.0) -> None:
+        """Each cell has `gpus` of the cluster's for itself.
+
+        MissingExtraError without ray; RequestError when no cluster answers at `address`.
+        """
         try:
             import ray
         except ImportError as error:
             raise MissingExtraError("a Ray cluster needs ray: pip install 'mote-quant[ray]'") from error
+        _check_reachable(address)
         try:
             # Two processes must never share a run folder: a task that was lost is the sweep's to begin again.
             ray.init(address=address, log_to_driver=False, ignore_reinit_error=True, include_dashboard=False)
@@ -26,7 +33,7 @@ class RayWorkers:
             raise RequestError(f"no Ray cluster can be reached at {address}: {_first_line(error)}") from error
         self.slots = slots
         self._ray: Any = ray
-        self._task: Any = ray.remote(max_calls=0, max_retries=0, num_gpus=accelerators)(run_job)
+        self._task: Any = ray.remote(max_calls=0, max_retries=0, num_gpus=gpus)(run_job)
 
     def submit(self, job: Job) -> Future[Result]:
         """Begin `job` somewhere on the cluster. Its future fails with CellDiedError when the process dies."""
@@ -53,6 +60,17 @@ class RayWorkers:
         if isinstance(error, self._ray.exceptions.RayError):
             return CellDiedError(f"its Ray worker is gone ({_first_line(error)}); run the same command again")
         return error
+
+
+def _check_reachable(address: str) -> None:
+    """RequestError when nobody listens there: Ray itself would go on trying for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+    except (OSError, ValueError) as error:
+        raise RequestError(f"no Ray cluster can be reached at {address}: {error}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mote_quant.recipe import dump
+from mote_quant.recipe.near import did_you_mean
 from mote_quant.sweeps.budgets import Selection
 from mote_quant.sweeps.candidates import Candidate, with_run
 from mote_quant.sweeps.engine import Done, Failure, Outcome
@@ -14,19 +15,48 @@ from mote_quant.sweeps.graph import BASE, best_rate, grid_name, measure_name, qu
 from mote_quant.sweeps.schema import Sweep
 
 Outcomes = Mapping[str, Outcome]
+_KEPT_BACK = ("seconds", "commit", "lost_tasks")
 
 
 def build_document(
     sweep: Sweep, candidates: Sequence[Candidate], selection: Selection, outcomes: Outcomes, root: Path
 ) -> dict[str, Any]:
     """`candidates` are those that take part; outcomes may hold failures."""
+    points = list(_points(sweep, candidates, selection, outcomes, root))
     return {
         "sweep": _described(sweep, selection),
-        "points": list(_points(sweep, candidates, selection, outcomes, root)),
+        "points": points,
         "grid": list(_grid(sweep, candidates, outcomes)),
         "misfits": selection.misfits,
-        "failures": [*_impossible(selection), *_failures(outcomes)],
+        "failures": [
+            *_impossible(selection),
+            *_alike(_failures(outcomes)),
+            *_alike(_lost_tasks(outcomes)),
+            *_unscored(sweep, points),
+        ],
     }
+
+
+def _unscored(sweep: Sweep, points: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    if points and not any(sweep.score in point for point in points):
+        numbers = sorted(key for key, value in points[0].items() if isinstance(value, float))
+        error = f"no contender has it{did_you_mean(sweep.score, numbers)}; measured are {', '.join(numbers)}"
+        yield {"cell": f"score {sweep.score}", "contender": None, "seed": None, "error": error}
+
+
+def _alike(failures: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for all cells that failed in the same words: a missing column is one mistake, not thirty."""
+    rows: dict[str, dict[str, Any]] = {}
+    for failure in failures:
+        row = rows.setdefault(failure["error"], {**failure, "cells": 0})
+        row["cells"] += 1
+    return list(rows.values())
+
+
+def _lost_tasks(outcomes: Outcomes) -> Iterator[dict[str, Any]]:
+    for name, outcome in outcomes.items():
+        for task, error in (outcome.result.get("lost_tasks", {}) if isinstance(outcome, Done) else {}).items():
+            yield {"cell": f"task {task}, {name}", "contender": None, "seed": None, "error": error, "lost": 0}
 
 
 def _described(sweep: Sweep, selection: Selection) -> dict[str, Any]:
@@ -39,8 +69,9 @@ def _described(sweep: Sweep, selection: Selection) -> dict[str, Any]:
         "tasks": sweep.tasks,
         "seeds": sweep.seeds,
         "score": sweep.score,
-        "higher_is_better": sweep.higher_is_better,
+        "higher_is_better": sweep.rising,
         "ours": sweep.ours,
+        "controls": sweep.controls,
         "match": sweep.match,
         "budgets": [{"text": budget.text, "bytes": budget.bytes} for budget in selection.budgets],
         "learning_rates": sweep.learning_rates,
@@ -67,7 +98,7 @@ def _points(
                     "learning_rate": rate,
                     **_figures(trained, "train_seconds", "tokens_trained"),
                     **_figures(packed, "calibration_tokens_min", "calibration_tokens_mean"),
-                    **{key: value for key, value in measured.result.items() if key != "seconds"},
+                    **{key: value for key, value in measured.result.items() if key not in _KEPT_BACK},
                     "fits": selection.fits[candidate.name],
                     "model": _relative(packed.model, root),
                     "recipe": dump(recipe),

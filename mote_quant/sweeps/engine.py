@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from mote_quant.errors import MoteError
 from mote_quant.progress import Progress
-from mote_quant.sweeps.cells import Job, Result, store_result, stored_result
+from mote_quant.sweeps.cells import AGAIN, Job, Result, store_result, stored_result, worded
 
 _log = logging.getLogger(__name__)
 
@@ -122,14 +122,15 @@ def following(needed: Mapping[str, Outcome]) -> Failure | None:
 
 
 def _finished(node: Node, job: Job, future: Future[Result]) -> Outcome:
+    error = future.exception()
     try:
-        result = future.result()
-        store_result(job, result)
-    except MoteError as error:
-        _log.warning("%s failed: %s", node.name, error.message)
-        return Failure(error.message)
-    except Exception as error:
-        _log.warning("%s failed: %s: %s", node.name, type(error).__name__, error)
-        first = next(iter(str(error).splitlines()), "")
-        return Failure(f"{type(error).__name__}: {first}" if first else type(error).__name__)
-    return Done.of(job, result, fresh=True)
+        if error is None:
+            result = future.result()
+            if not result.pop(AGAIN, False):
+                store_result(job, result)
+            return Done.of(job, result, fresh=True)
+    except (MoteError, ValueError) as lost:
+        error = lost
+    said = error.message if isinstance(error, MoteError) else worded(error)
+    _log.warning("%s failed: %s", node.name, said)
+    return Failure(said)

@@ -17,7 +17,7 @@ from mote_quant.recipe.plain import settings
 from mote_quant.sweeps.candidates import Candidate, teacher_of, with_run, without_teacher
 from mote_quant.sweeps.cells import Job, make_job
 from mote_quant.sweeps.engine import Done, Failure, Node, Outcome, following
-from mote_quant.sweeps.identity import Hashes, data_identity, model_identity
+from mote_quant.sweeps.identity import Hashes, data_identity, model_identity, tasks_identity
 from mote_quant.sweeps.schema import Sweep
 
 VALIDATION_SAMPLES = 512
@@ -27,7 +27,7 @@ Outcomes = Mapping[str, Outcome]
 
 def grid_name(trained: str, rate: float) -> str:
     """The node of a training with the first seed, to choose the rate."""
-    return f"train {trained}, rate {rate:g}"
+    return f"train {trained}, rate {rate}"
 
 
 def train_name(trained: str, seed: int) -> str:
@@ -59,6 +59,8 @@ class Graph:
     root: Path
     model: dict[str, Any]
     data: dict[str, Any]
+    tasks: dict[str, Any]
+    hashes: Hashes
 
     @classmethod
     def of(cls, sweep: Sweep, root: Path) -> Graph:
@@ -67,23 +69,26 @@ class Graph:
         heldout = data_identity(sweep.heldout, hashes) if sweep.heldout else None
         settled = {"heldout": heldout, "max_length": _max_length(sweep), "seed": sweep.base.seed}
         data = data_identity(sweep.data, hashes) | settled
-        return cls(sweep, root, model_identity(sweep.base.model, hashes), data)
+        tasks = tasks_identity(sweep.tasks, hashes)
+        return cls(sweep, root, model_identity(sweep.base.model, hashes), data, tasks, hashes)
 
     def base(self) -> Node:
         """The dense model: a folder that is there, or one to make."""
         base = self.sweep.base
         if base.recipe is None and Path(base.model).is_dir():
-            given = Done(self.model, Path(base.model), {"train_seconds": 0.0, "tokens_trained": 0})
+            given = Done(self.model, Path(base.model).resolve(), {"train_seconds": 0.0, "tokens_trained": 0})
             return Node(BASE, (), lambda _: given)
         recipe = None if base.recipe is None else load(base.recipe, [f"seed={base.seed}", *base.settings])
         values = {"model": base.model, "seed": base.seed, "recipe": recipe and _given(recipe)}
-        return Node(BASE, (), lambda _: make_job(self.root, "base", values, {}, self.model))
+        identity = {"model": self.model, "data": [] if recipe is None else self._data_of(recipe)}
+        return Node(BASE, (), lambda _: make_job(self.root, "base", values, {}, identity))
 
     def weigh(self, candidates: Sequence[Candidate]) -> Node:
         """What all candidates will weigh."""
         recipes = {candidate.name: _given(without_teacher(candidate.recipe)) for candidate in candidates}
         values = {"model": self.sweep.base.model, "recipes": recipes, "tasks": self.sweep.tasks}
-        return Node(WEIGH, (), lambda _: make_job(self.root, "weigh", values, {}, self.model))
+        identity = {"model": self.model, "tasks": self.tasks}
+        return Node(WEIGH, (), lambda _: make_job(self.root, "weigh", values, {}, identity))
 
     def work(self, candidates: Sequence[Candidate], taking_part: Collection[str]) -> list[Node]:
         """Everything from training to measuring, for those who take part; trainings that others learn from first."""
@@ -131,6 +136,8 @@ class Graph:
         if teacher is not None:
             places["teacher"] = str(_done(outcomes, teacher).model)
             identity["teacher"] = _done(outcomes, teacher).key
+        elif candidate.training is not None and (named := teacher_of(candidate.training)) is not None:
+            identity["teacher"] = model_identity(named, self.hashes)
         return make_job(self.root, "train", values, places, identity)
 
     def _finish(self, candidate: Candidate, seed: int) -> list[Node]:
@@ -156,12 +163,17 @@ class Graph:
             "trained": None if start == BASE else str(_done(outcomes, start).model),
             "data": self._data(base),
         }
-        identity = {"model": _done(outcomes, packed).key, "dense": base.key, "data": self.data}
+        identity = {"model": _done(outcomes, packed).key, "dense": base.key, "data": self.data, "tasks": self.tasks}
         return make_job(self.root, "measure", values, places, identity)
 
     def _data(self, base: Done) -> list[Any]:
         sweep = self.sweep
-        return [str(base.model), sweep.data, sweep.heldout, _max_length(sweep), sweep.base.seed]
+        heldout = None if sweep.heldout is None else _absolute(sweep.heldout)
+        return [str(base.model), _absolute(sweep.data), heldout, _max_length(sweep), sweep.base.seed]
+
+    def _data_of(self, recipe: Recipe) -> list[dict[str, Any]]:
+        named = [step.train.data for step in recipe.pipeline if step.train is not None]
+        return [data_identity(name, self.hashes) for name in named]
 
 
 def _done(outcomes: Outcomes, name: str) -> Done:
@@ -171,6 +183,11 @@ def _done(outcomes: Outcomes, name: str) -> Done:
 def _given(recipe: Recipe) -> dict[str, Any]:
     """The recipe as a mapping, without the defaults: a setting that is new must not make old cells useless."""
     return settings(recipe, given_only=True)
+
+
+def _absolute(name: str) -> str:
+    """A file as every process finds it, whatever folder it works in; other names as they are."""
+    return str(Path(name).resolve()) if Path(name).is_file() else name
 
 
 def _max_length(sweep: Sweep) -> int | None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from mote_quant.errors import DataError, ModelError
 from mote_quant.hf.integrity import sha256, write_atomic
 
 _MEMORY = "hashes.json"
+_MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 
 class Hashes:
@@ -38,7 +42,7 @@ def model_identity(name: str, hashes: Hashes) -> dict[str, Any]:
     folder = Path(name)
     if not folder.is_dir():
         return {"model": name, **_python(name)}
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
+    files = sorted(file for pattern in _MODEL_FILES for file in folder.glob(pattern))
     if not any(file.suffix == ".safetensors" for file in files):
         raise ModelError(f"{folder} holds no safetensors file: it is no model folder")
     return {file.name: hashes.of(file) for file in files}
@@ -52,6 +56,25 @@ def data_identity(name: str, hashes: Hashes) -> dict[str, Any]:
     if path.suffix in (".txt", ".jsonl", ".json", ".parquet"):
         raise DataError(f"{name} does not exist; give a .txt, .jsonl or .parquet file, an embedded source or an id")
     return {"data": name, **_python(name)}
+
+
+def tasks_identity(tasks: Sequence[str], hashes: Hashes) -> dict[str, Any]:
+    """What decides the score of lm-eval tasks beside their names: lm-eval, the task files of ours, the user's text."""
+    if not tasks:
+        return {}
+    from mote_quant.evaluate.harness import own_folder
+    from mote_quant.evaluate.local_tasks import FILE_VARIABLE
+
+    files = [*sorted(own_folder().glob("*.yaml")), Path(os.environ.get(FILE_VARIABLE, ""))]
+    named = {file.name: hashes.of(file) for file in files if file.is_file()}
+    return {"lm_eval": _version("lm_eval"), "files": named}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _python(name: str) -> dict[str, str]:

@@ -50,7 +50,7 @@ def load_sweep(source: Source, overrides: Sequence[str] = ()) -> Loaded:
 
 
 def _found(source: Source) -> Source:
-    if not isinstance(source, str | os.PathLike) or os.path.exists(source):
+    if not isinstance(source, str | os.PathLike) or os.path.isfile(source):
         return source
     name = os.fsdecode(source)
     known = shipped_sweeps()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mote_quant.errors import FingerprintError, RunError, SaveError, SweepError
+from mote_quant.errors import FingerprintError, RequestError, RunError, SaveError, SweepError
 from mote_quant.hf.integrity import write_atomic
 from mote_quant.progress import Progress, Silent
 from mote_quant.provenance import versions
@@ -32,10 +33,15 @@ _OWN, _LOCK = "sweep.json", ".lock"
 
 @dataclass(frozen=True)
 class Options:
-    """How a sweep is carried out; nothing here changes its results. `ray` is the address of a Ray cluster."""
+    """How a sweep is carried out: `jobs` cells at a time, here or on the Ray cluster at `ray` (with `gpus` a cell).
+
+    `overrides` are set over the sweep; `command` is what the document says it was made by.
+    """
 
     jobs: int = 1
     ray: str | None = None
+    gpus: float = 0.0
+    command: str = "mote_quant.sweep"
     overrides: Sequence[str] = ()
     progress: Progress = field(default_factory=Silent)
 
@@ -46,17 +52,14 @@ def sweep(source: Source, output: str | Path, *, options: Options | None = None)
     `source` is a path, a shipped name or a mapping. What is done already is not done again. Raises SweepError, after
     everything is written, when parts have no result.
     """
+    _refuse_workers()
     options = options or Options()
     loaded = load_sweep(source, options.overrides)
-    root = Path(output)
+    root = Path(output).resolve()
     _claim(root, loaded.sweep)
-    started = time.monotonic()
-    with _alone(root), _workers(options) as workers:
-        settled, selection, outcomes = _carried_out(loaded, root, workers, options.progress)
-    taking_part = [candidate for candidate in loaded.candidates if candidate.name in selection.fits]
-    document = build_document(settled, taking_part, selection, outcomes, root)
-    document["provenance"] = {**versions(), **_effort(outcomes, time.monotonic() - started, options)}
-    write_report(document, root)
+    with _disk(root), _alone(root):
+        document = _documented(loaded, root, options)
+        write_report(document, root)
     if document["failures"]:
         raise SweepError(_summary(document["failures"], root))
     return document
@@ -70,6 +73,30 @@ def preview(source: Source, overrides: Sequence[str] = ()) -> tuple[Loaded, Sele
     recipes = {candidate.name: without_teacher(candidate.recipe) for candidate in loaded.candidates}
     found = weighed(loaded.sweep.base.model, recipes)
     return loaded, select(loaded.sweep, loaded.candidates, found["weights"], found["dense_bytes"])
+
+
+def _documented(loaded: Loaded, root: Path, options: Options) -> dict[str, Any]:
+    started = time.monotonic()
+    with _workers(options) as workers:
+        settled, selection, outcomes = _carried_out(loaded, root, workers, options.progress)
+    taking_part = [candidate for candidate in loaded.candidates if candidate.name in selection.fits]
+    document = build_document(settled, taking_part, selection, outcomes, root)
+    effort = _effort(outcomes, time.monotonic() - started, options)
+    return document | {"provenance": {**versions(), "command": options.command, **effort}}
+
+
+def _refuse_workers() -> None:
+    """A worker process imports the script that started it, and must not start the sweep again."""
+    if multiprocessing.parent_process() is not None:
+        raise RequestError('a script that calls sweep must do so inside of `if __name__ == "__main__":`')
+
+
+@contextmanager
+def _disk(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SaveError(f"{root} could not be read or written: {error}; free space and run the same again") from error
 
 
 def _claim(root: Path, sweep: Sweep) -> None:
@@ -120,7 +147,7 @@ def _workers(options: Options) -> Iterator[Workers]:
     else:
         from mote_quant.sweeps.cluster import RayWorkers
 
-        workers = RayWorkers(options.ray, options.jobs)
+        workers = RayWorkers(options.ray, options.jobs, options.gpus)
     try:
         yield workers
     finally:
@@ -149,15 +176,17 @@ def _known_tasks(sweep: Sweep, checked: Mapping[str, str | None]) -> tuple[Sweep
 
 
 def _effort(outcomes: Mapping[str, Outcome], seconds: float, options: Options) -> dict[str, Any]:
-    """How long this command took, how much of it was work in cells, how many of them were run now."""
-    done = [outcome for outcome in outcomes.values() if isinstance(outcome, Done)]
-    fresh = {json.dumps(outcome.key): outcome.result["seconds"] for outcome in done if outcome.fresh}
+    """How long this command took, what its cells took, and all cells together, whenever they were run, and by whom."""
+    done = {json.dumps(o.key): o for o in outcomes.values() if isinstance(o, Done) and "seconds" in o.result}
+    fresh = [outcome.result["seconds"] for outcome in done.values() if outcome.fresh]
     return {
         "wall_seconds": round(seconds, 1),
         "jobs": options.jobs,
-        "cells": len(done),
         "cells_run": len(fresh),
-        "cell_seconds": round(sum(fresh.values()), 1),
+        "cells_run_seconds": round(sum(fresh), 1),
+        "cells": len(done),
+        "cells_seconds": round(sum(outcome.result["seconds"] for outcome in done.values()), 1),
+        "cells_commits": sorted({str(outcome.result.get("commit")) for outcome in done.values()}),
     }
 
 

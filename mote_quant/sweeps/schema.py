@@ -18,7 +18,6 @@ from mote_quant.recipe.scalars import Positive, PositiveInt, Seed, Several, Text
 
 Settings = dict[Text, Any]
 Accounting = Literal["stored", "paper", "resident"]
-LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "kl", "word_perplexity", "byte_perplexity")
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _RELATIVE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*x", re.ASCII)
 Name = Annotated[str, Field(pattern=_NAME)]
@@ -73,7 +72,8 @@ class Sweep(Closed):
 
     A budget is a size (`3.4GB`) or relative to the dense feed-forward blocks in bfloat16 (`0.75x`). `heldout` is data
     to measure on instead of the test split of `data`. `learning_rates` is the grid that every trained contender chooses
-    from, by validation loss with the first seed.
+    from, by validation loss with the first seed. `controls` pairs lines that differ in one thing only: line -> the line
+    without it.
     """
 
     name: Name
@@ -85,6 +85,7 @@ class Sweep(Closed):
     task_limit: PositiveInt | None = None
     seeds: Several[Seed] = Field(default_factory=lambda: [0, 1, 2])
     score: Text = "loss"
+    higher_is_better: bool | None = None
     match: Accounting = "stored"
     budgets: list[Text] = Field(default_factory=list)
     learning_rates: Several[Positive] = Field(default_factory=lambda: [1.0e-3])
@@ -93,25 +94,35 @@ class Sweep(Closed):
     bits: Settings = Field(default_factory=dict)
     measure: Measures = Field(default_factory=Measures)
     ours: Text = "MoTE"
+    controls: dict[Text, Text] = Field(default_factory=dict)
     contenders: Annotated[dict[Name, Contender], Field(min_length=1)]
 
     def clashes(self) -> Iterator[Mistake]:
         """Budgets that are no sizes; headlines about nobody."""
         from mote_quant.errors import RequestError
+        from mote_quant.sweeps.report.metrics import direction
 
         for index, budget in enumerate(self.budgets):
             try:
                 budget_bytes(budget, 1 << 40)
             except RequestError as error:
                 yield ("budgets", index), str(error)
+        if self.higher_is_better is None and direction(self.score) is None:
+            yield (
+                ("score",),
+                f"{self.score} is no metric whose better end is known: say higher_is_better: true or false",
+            )
         groups = sorted({contender.group for contender in self.contenders.values()})
         if "ours" in self.model_fields_set and self.ours not in groups:
             yield ("ours",), f"no contender is of group {self.ours}; there are {', '.join(groups)}"
 
     @property
-    def higher_is_better(self) -> bool:
+    def rising(self) -> bool:
         """Whether a larger score is a better one."""
-        return self.score.rpartition(".")[2] not in LOWER_IS_BETTER
+        from mote_quant.sweeps.report.metrics import direction
+
+        known = direction(self.score)
+        return bool(known if self.higher_is_better is None else self.higher_is_better)
 
 
 def budget_bytes(text: str, dense: int) -> int:

@@ -16,6 +16,10 @@ from mote_quant.errors import CellDiedError
 from mote_quant.sweeps.cells import Job, Result
 from mote_quant.sweeps.jobs import run_job
 
+DIED = (
+    "its process died, most likely for want of memory: run fewer --jobs at once (or a script calls sweep outside of "
+    'if __name__ == "__main__")'
+)
 _LOOKS_EVERY = 0.5
 _THREADS = "OMP_NUM_THREADS"
 
@@ -56,7 +60,7 @@ class LocalWorkers:
         error = inner.exception()
         if isinstance(error, BrokenProcessPool):
             self._pools[slot] = None
-            error = CellDiedError("its process was killed, most likely for want of memory; run fewer --jobs at once")
+            error = CellDiedError(DIED)
         self._busy.discard(slot)
         if error is None:
             outer.set_result(inner.result())

@@ -14,6 +14,7 @@ from mote_quant.recipe.schema import IntegerBits, TernaryBits
 from mote_quant.sweeps.budgets import select
 from mote_quant.sweeps.catalogue import shipped_sweeps
 from mote_quant.sweeps.graph import Graph
+from mote_quant.sweeps.identity import Hashes
 from mote_quant.sweeps.load import load_sweep
 from mote_quant.sweeps.schema import budget_bytes
 from tests.sweeps.tiny import TINY, tiny
@@ -38,6 +39,13 @@ MISTAKES = {
     "a rate of one's own": ("contenders.moe.train.learning_rate", 0.1, "it is chosen from the sweep's learning_rates"),
     "a common rate": ("train.learning_rate", 0.1, "it is chosen from the sweep's learning_rates"),
     "data of one's own": ("contenders.moe.train.data", "x.txt", "it is the sweep's data"),
+    "steps of one's own": ("contenders.moe.train.steps", 9, "same for everybody"),
+    "a length of one's own": ("contenders.moe.train.max_length", 8, "same for everybody"),
+    "calibration data of one's own": ("contenders.moe.quantize", {"calibration": {"data": "x"}}, "the sweep's data"),
+    "another length of calibration": ("quantize.calibration.max_length", 8, "cut once"),
+    "a score of no direction": ("score", "loudness", "which end is better|better end is known"),
+    "a control that is not there": ("controls", {"moe-int4": "moe-int5"}, "there is no line moe-int5; did you mean"),
+    "two lines of one name": ("contenders.dense-int4", {"group": "x", "bits": {"ffn": "int8"}}, "is what dense makes"),
     "more chosen than there are": ("contenders.moe.upcycle.top_k", 9, "at most the number of experts"),
     "a budget that is no size": ("budgets", ["lots"], "is not a size"),
     "a relative budget of nothing": ("budgets", ["0x"], "at least one byte"),
@@ -143,7 +151,7 @@ def _taught(teacher: str) -> dict[str, Any]:
 
 def test_a_teacher_is_trained_first(tmp_path: Path) -> None:
     loaded = load_sweep(_taught("@moe"))
-    graph = Graph(loaded.sweep, tmp_path, {}, {})
+    graph = Graph(loaded.sweep, tmp_path, {}, {}, {}, Hashes(tmp_path))
     names = [node.name for node in graph.work(loaded.candidates, {"mote"})]
     assert names.index("train moe, seed 0") < names.index("train mote, rate 0.001")
     assert "measure moe-int4, seed 0" not in names
@@ -155,7 +163,7 @@ def test_a_teacher_is_trained_first(tmp_path: Path) -> None:
 def test_teachers_that_cannot_be(teacher: str, said: str, tmp_path: Path) -> None:
     loaded = load_sweep(_taught(teacher))
     with pytest.raises(RequestError, match=said):
-        Graph(loaded.sweep, tmp_path, {}, {}).work(loaded.candidates, {"mote"})
+        Graph(loaded.sweep, tmp_path, {}, {}, {}, Hashes(tmp_path)).work(loaded.candidates, {"mote"})
 
 
 def test_shipped_sweeps_can_be_read() -> None:

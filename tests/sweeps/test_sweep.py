@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 import mote_quant
 from mote_quant.errors import DataError, FingerprintError, RecipeError, SweepError
@@ -156,6 +157,10 @@ def test_an_unknown_task_is_listed_and_the_rest_goes_on(
     document = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(document["points"]) == 2
     assert document["failures"][0]["cell"] == "task no_such_task"
+    ran.clear()
+    with pytest.raises(SweepError, match="no_such_task"):
+        mote_quant.sweep(sweep, tmp_path / "out")
+    assert ran == ["weigh"]  # it may have been installed since
 
 
 def test_budgets_nothing_fits(tiny_sweep: dict[str, Any], ran: list[str], tmp_path: Path) -> None:
@@ -180,7 +185,85 @@ def test_a_corrupt_cell_is_named(
     document = json.loads((folder / "results.json").read_text())
     assert len(document["points"]) == len(done[1]["points"]) - 1
     shutil.rmtree(victim.parent)
-    assert mote_quant.sweep(tiny_sweep, folder)["points"] == done[1]["points"] or ran == ["measure"]
+    ran.clear()
+    again = mote_quant.sweep(tiny_sweep, folder)
+    assert ran == ["measure"]
+    assert [p["loss"] for p in again["points"]] == [p["loss"] for p in done[1]["points"]]
+
+
+def test_a_rate_whose_last_step_breaks_the_model_is_not_chosen(
+    tiny_sweep: dict[str, Any], ran: list[str], tmp_path: Path
+) -> None:
+    """The loss of a step is of the weights before it; only validation sees what the last step did."""
+    sweep = _only(tiny_sweep, "mote") | {"seeds": [0], "learning_rates": [1.0e38, 1.0e-3]}
+    sweep["train"] = sweep["train"] | {"steps": 1, "warmup": 0.0}
+    with pytest.raises(SweepError, match=r"rate 1e\+38: "):
+        mote_quant.sweep(sweep, tmp_path / "out")
+    document = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [point["learning_rate"] for point in document["points"]] == [1.0e-3]
+
+
+def test_a_task_that_fails_costs_no_other_figure(
+    tiny_sweep: dict[str, Any], ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mote_quant.sweeps.jobs import measure, weigh
+
+    def run_tasks(model: Any, processor: Any, tasks: list[str], **options: Any) -> dict[str, float]:
+        if tasks == ["bad"]:
+            raise AssertionError("no such luck")
+        return {"good.acc": 0.5}
+
+    monkeypatch.setattr(measure, "run_tasks", run_tasks)
+    monkeypatch.setattr(weigh, "_checked", dict.fromkeys)
+    sweep = _only(tiny_sweep, "dense") | {"seeds": [0], "tasks": ["bad", "good"]}
+    with pytest.raises(SweepError, match="task bad, measure dense-bf16, seed 0: AssertionError: no such luck"):
+        mote_quant.sweep(sweep, tmp_path / "out")
+    document = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [point["good.acc"] for point in document["points"]] == [0.5, 0.5]
+    assert [row["cells"] for row in document["failures"]] == [2]
+
+
+def test_a_score_nobody_has(tiny_sweep: dict[str, Any], ran: list[str], tmp_path: Path) -> None:
+    sweep = _only(tiny_sweep, "dense") | {"seeds": [0], "score": "accuracy"}
+    with pytest.raises(SweepError, match="score accuracy: no contender has it; measured are"):
+        mote_quant.sweep(sweep, tmp_path / "out")
+
+
+def test_the_folder_of_a_sweep_at_work_is_refused(
+    done: tuple[Path, dict[str, Any]], tiny_sweep: dict[str, Any]
+) -> None:
+    with FileLock(done[0] / ".lock"), pytest.raises(FingerprintError, match="another sweep is at work"):
+        mote_quant.sweep(tiny_sweep, done[0])
+
+
+def test_other_weights_of_a_teacher_make_its_pupils_anew(
+    tiny_sweep: dict[str, Any], ran: list[str], tmp_path: Path
+) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(tiny_sweep["base"]["model"], teacher)
+    sweep = _only(tiny_sweep, "mote") | {"seeds": [0], "learning_rates": [1.0e-3]}
+    sweep["contenders"]["mote"]["train"]["distill"] = {"teacher": str(teacher)}
+    mote_quant.sweep(sweep, tmp_path / "out")
+    assert ran.count("train") == 1
+    other = load_model(teacher)
+    with torch.no_grad():
+        next(other.parameters()).add_(0.5)
+    other.save_pretrained(teacher)
+    mote_quant.sweep(sweep, tmp_path / "out")
+    assert ran.count("train") == 2
+
+
+def test_what_is_trained_alike_is_trained_once(tiny_sweep: dict[str, Any], ran: list[str], tmp_path: Path) -> None:
+    sweep = _only(tiny_sweep, "mote") | {"seeds": [0], "learning_rates": [1.0e-3]}
+    sweep["contenders"]["again"] = sweep["contenders"]["mote"] | {"bits": {"shared": "int8"}}
+    mote_quant.sweep(sweep, tmp_path / "out")
+    assert ran.count("train") == 1
+
+
+def test_controls_are_paired(done: tuple[Path, dict[str, Any]], tiny_sweep: dict[str, Any], ran: list[str]) -> None:
+    mote_quant.sweep(tiny_sweep | {"controls": {"mote": "moe-int4"}}, done[0])
+    assert "Beside their controls" in (done[0] / "report.md").read_text()
+    assert ran == []
 
 
 def test_another_sweeps_folder_is_refused(done: tuple[Path, dict[str, Any]], tiny_sweep: dict[str, Any]) -> None:

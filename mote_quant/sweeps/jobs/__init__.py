@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+import traceback
 import warnings
 from importlib import import_module
 
-from mote_quant.sweeps.cells import Job, Result
+from mote_quant.errors import CellFailedError, MoteError
+from mote_quant.provenance import versions
+from mote_quant.sweeps.cells import Job, Result, worded
 
-KINDS = ("base", "weigh", "train", "quantize", "measure")
+TRACEBACK = "error.txt"
 
 
 def run_job(job: Job) -> Result:
@@ -17,8 +20,21 @@ def run_job(job: Job) -> Result:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _quiet()
+        result = _carried_out(job)
+    return result | {"seconds": round(time.monotonic() - started, 3), "commit": versions()["commit"]}
+
+
+def _carried_out(job: Job) -> Result:
+    """CellFailedError for whatever is not ours: it must travel between processes, and its traceback be kept."""
+    try:
         result: Result = import_module(f"mote_quant.sweeps.jobs.{job.kind}").run(job)
-    return result | {"seconds": round(time.monotonic() - started, 3)}
+    except MoteError:
+        raise
+    except (Exception, SystemExit) as error:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / TRACEBACK).write_text(traceback.format_exc())
+        raise CellFailedError(f"{worded(error)} (see {job.folder / TRACEBACK})") from None
+    return result
 
 
 def _quiet() -> None:

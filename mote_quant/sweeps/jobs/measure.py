@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from mote_quant.data.source import Source
+from mote_quant.errors import MoteError, RunError
 from mote_quant.evaluate import evaluate
 from mote_quant.evaluate.compare import compare
 from mote_quant.evaluate.harness import run_tasks
@@ -14,7 +17,7 @@ from mote_quant.evaluate.routing import routing
 from mote_quant.evaluate.speed import measure_speed, peak_resident_bytes, reset_peak
 from mote_quant.hf.loading import load_model
 from mote_quant.memory.ledger import weigh
-from mote_quant.sweeps.cells import Job, Result
+from mote_quant.sweeps.cells import AGAIN, Job, Result
 from mote_quant.sweeps.jobs.opening import open_data
 from mote_quant.sweeps.jobs.weigh import expert_bytes
 
@@ -31,9 +34,28 @@ def run(job: Job) -> Result:
         figures |= measure_speed(model)
     figures |= routing(model, source, limit=values["compared"])
     figures |= _distances(model, source, values)
-    if values["tasks"]:
-        figures |= run_tasks(model, processor, values["tasks"], limit=values["task_limit"])
+    figures |= _tasks(model, processor, values["tasks"], values["task_limit"])
+    _check_finite(figures)
     return figures | {"peak_resident_bytes": peak}
+
+
+def _tasks(model: nn.Module, processor: Any, tasks: Sequence[str], limit: int | None) -> Result:
+    """Every task by itself: one that fails (`lost_tasks`) takes no other figure along, and is asked again next time."""
+    found: Result = {}
+    lost: dict[str, str] = {}
+    for task in tasks:
+        try:
+            found |= run_tasks(model, processor, [task], limit=limit)
+        except Exception as error:
+            lost[task] = error.message if isinstance(error, MoteError) else f"{type(error).__name__}: {error}"
+    return found | ({"lost_tasks": lost, AGAIN: True} if lost else {})
+
+
+def _check_finite(figures: Result) -> None:
+    """RunError for a figure that is no number: nothing could be compared with it."""
+    wrong = [name for name, value in figures.items() if isinstance(value, float) and not math.isfinite(value)]
+    if wrong:
+        raise RunError(f"the packed model gives no finite {', '.join(wrong)}")
 
 
 def _scores(model: nn.Module, source: Source, samples: int | None) -> dict[str, float]:

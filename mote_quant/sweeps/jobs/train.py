@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 
 import torch
 
+from mote_quant.errors import TrainingError
 from mote_quant.evaluate.language import mean_loss
 from mote_quant.pipeline import apply
 from mote_quant.recipe import load
@@ -30,6 +32,8 @@ def run(job: Job) -> Result:
     report = json.loads((output / "run" / "report.json").read_text())
     with torch.no_grad():
         validation = mean_loss(model, source.collate, source.validation[: values["samples"]])
+    if not math.isfinite(validation):
+        raise TrainingError(f"the validation loss is {validation} after the last step: lower the learning rate")
     return {
         "validation_loss": validation,
         "train_seconds": report["metrics"]["train_seconds"],

@@ -12,13 +12,16 @@ from mote_quant.memory.ledger import PAPER_ROLES, Ledger
 from mote_quant.planning import skeleton_for
 from mote_quant.recipe import Recipe, load
 from mote_quant.sweeps.alike import Scales
-from mote_quant.sweeps.cells import Job, Result
+from mote_quant.sweeps.cells import AGAIN, Job, Result
 
 
 def run(job: Job) -> Result:
     """settings: model (anything `plan` takes), recipes (name -> mapping), tasks."""
     recipes = {name: load(recipe) for name, recipe in job.settings["recipes"].items()}
-    return weighed(job.settings["model"], recipes) | {"tasks": _checked(job.settings["tasks"])}
+    tasks = _checked(job.settings["tasks"])
+    # What is missing today may be installed, or written, tomorrow.
+    again = {AGAIN: True} if any(tasks.values()) else {}
+    return weighed(job.settings["model"], recipes) | {"tasks": tasks} | again
 
 
 def weighed(model: Any, recipes: Mapping[str, Recipe]) -> Result:
@@ -40,7 +43,7 @@ def _checked(tasks: Sequence[str]) -> dict[str, str | None]:
     errors: dict[str, str | None] = dict.fromkeys(tasks)
     for task in tasks:
         try:
-            check_tasks([task])
+            check_tasks([task], data=True)
         except MoteError as error:
             errors[task] = error.message
     return errors

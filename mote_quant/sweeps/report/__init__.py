@@ -3,7 +3,7 @@
 from mote_quant.sweeps.report.fronts import best_that_fit, fronts
 from mote_quant.sweeps.report.headline import Headline, caveats, headlines
 from mote_quant.sweeps.report.statistics import Contender, Difference, Spread, contenders, paired
-from mote_quant.sweeps.report.tables import Table, contender_table, tables
+from mote_quant.sweeps.report.tables import Table, brief_tables, contender_table, tables
 from mote_quant.sweeps.report.text import markdown, render_markdown
 from mote_quant.sweeps.report.write import write_report
 
@@ -14,6 +14,7 @@ __all__ = [
     "Spread",
     "Table",
     "best_that_fit",
+    "brief_tables",
     "caveats",
     "contender_table",
     "contenders",

@@ -67,9 +67,14 @@ def caveats(document: Document, ours: str | None = None) -> list[str]:
         notes.append(
             f"With {counted} there is no interval."
             if seeds < 2
-            else f"With {counted} a 95 % interval is little more than the range of the differences seen."
+            else f"With {counted} a 95 % interval is little more than the range of the differences seen: chance alone "
+            f"puts all of them on one side in {100 * 2 ** (1 - seeds):.0f} % of comparisons."
         )
+    if headlines(document, ours):
         notes.append("The best of a group is picked by the score it is then compared on.")
+    edges = [row["family"] for row in document.get("grid") or [] if row.get("edge")]
+    if edges:
+        notes.append(f"Chosen at the edge of the grid of rates, so a wider grid may do better: {', '.join(edges)}.")
     if failed := len(document.get("failures") or []):
         notes.append(f"{failed} {'failure is' if failed == 1 else 'failures are'} listed below.")
     return notes

@@ -65,6 +65,12 @@ def kind_of(key: str, sweep: Mapping[str, Any]) -> Kind:
     return replace(kind, higher_is_better=bool(sweep["higher_is_better"])) if key == sweep["score"] else kind
 
 
+def direction(key: str) -> bool | None:
+    """Whether a larger value of metric `key` is better; None for a metric nobody here knows."""
+    kind = _KINDS.get(key.rsplit(".", 1)[-1].split(",")[0])
+    return None if kind is None else kind.higher_is_better
+
+
 _LABELS = {
     "bits_per_byte": "bits per byte",
     "unquantized_loss": "loss before quantizing",

@@ -9,7 +9,16 @@ from typing import Any
 from mote_quant.memory.units import human_bytes
 from mote_quant.sweeps.report.fronts import fronts
 from mote_quant.sweeps.report.metrics import Kind, heading, kind_of, label
-from mote_quant.sweeps.report.statistics import ACCOUNTINGS, Contender, Document, Spread, contenders, number
+from mote_quant.sweeps.report.statistics import (
+    ACCOUNTINGS,
+    Contender,
+    Difference,
+    Document,
+    Spread,
+    contenders,
+    number,
+    paired,
+)
 
 Value = float | str | None
 Cell = tuple[str, Value]
@@ -43,8 +52,27 @@ class Table:
 
 def tables(document: Document) -> list[Table]:
     """Every table that has something to say."""
-    every = (contender_table, calibration_table, grid_table, misfit_table, failure_table)
+    every = (contender_table, control_table, calibration_table, grid_table, misfit_table, failure_table)
     return [table for table in (build(document) for build in every) if table.rows]
+
+
+def brief_tables(document: Document) -> list[Table]:
+    """What a terminal has room for; the report has the rest."""
+    full = contender_table(document)
+    kept = [index for index, head in enumerate(full.header) if head in _brief_columns(document)]
+    brief = Table(
+        full.title,
+        [full.header[index] for index in kept],
+        [[row[index] for index in kept] for row in full.rows],
+        [[row[index] for index in kept] for row in full.values],
+    )
+    parts = (brief, control_table(document), grid_table(document), failure_table(document))
+    return [table for table in parts if table.rows]
+
+
+def _brief_columns(document: Document) -> set[str]:
+    sweep = document["sweep"]
+    return {"contender", "group", heading(sweep["score"], sweep), f"{sweep['match']} bytes", "learning rate", "seeds"}
 
 
 def contender_table(document: Document) -> Table:
@@ -61,7 +89,7 @@ def contender_table(document: Document) -> Table:
         f"front ({sweep['match']})": lambda contender: _text("yes") if contender in best else NOTHING,
         "learning rate": _learning_rate,
         **{heading(key, sweep): _metric(key, sweep) for key in _AFTER_SIZES},
-        "seeds": lambda contender: (str(len(contender.points)), float(len(contender.points))),
+        "seeds": lambda contender: (str(len(contender.values(score))), float(len(contender.values(score)))),
     }
     return _table("Contenders", columns, lines)
 
@@ -78,6 +106,27 @@ def calibration_table(document: Document) -> Table:
     return _table("Calibration tokens an expert saw", columns, lines)
 
 
+def control_table(document: Document) -> Table:
+    """Each line beside the one that differs from it in one thing only, paired by seed."""
+    sweep = document["sweep"]
+    kind = kind_of(sweep["score"], sweep)
+    named = {contender.name: contender for contender in contenders(document)}
+    pairs = [(named[a], named[b]) for a, b in sweep.get("controls", {}).items() if a in named and b in named]
+    found = [(a, b, paired(a, b, sweep["score"], higher_is_better=kind.higher_is_better)) for a, b in pairs]
+    columns: dict[str, Callable[[Any], Cell]] = {
+        "contender": lambda row: _text(row[0].name),
+        "its control": lambda row: _text(row[1].name),
+        f"better by ({kind.apart})": lambda row: _difference(row[2], kind),
+        "seeds": lambda row: (str(len(row[2].seeds)), float(len(row[2].seeds))),
+    }
+    return _table("Beside their controls", columns, [row for row in found if row[2] is not None])
+
+
+def _difference(found: Difference, kind: Kind) -> Cell:
+    text = f"{kind.number(found.mean)} ± {kind.number(found.sd)}" if found.sd is not None else kind.number(found.mean)
+    return text, found.mean
+
+
 def grid_table(document: Document) -> Table:
     """The learning rates tried for each family, and which was taken."""
     metric = document["sweep"].get("validation_metric", "validation")
@@ -85,9 +134,15 @@ def grid_table(document: Document) -> Table:
         "family": lambda row: _text(row["family"]),
         "learning rate": lambda row: _plain(row.get("learning_rate")),
         label(metric): lambda row: _plain(row.get("validation")),
-        "chosen": lambda row: _text("yes") if row.get("chosen") else NOTHING,
+        "chosen": _chosen,
     }
     return _table("Learning rates tried", columns, document.get("grid") or [])
+
+
+def _chosen(row: Mapping[str, Any]) -> Cell:
+    if not row.get("chosen"):
+        return NOTHING
+    return _text("yes, at the edge of the grid" if row.get("edge") else "yes")
 
 
 def misfit_table(document: Document) -> Table:
