@@ -116,7 +116,8 @@ def test_the_rate_is_met_on_calibration_and_never_exceeded(rate):
     notes = skip_experts(model, batches, batches[:1], rate)
     first = next(iter(notes["layers"].values()))
     seen = 3 * batches[0]["input_ids"].numel()
-    assert rate - 1 / seen <= first["calibration"] <= rate
+    # Tokens that are alike stay together: up to a few fewer are skipped.
+    assert rate - 4 / seen <= first["calibration"] <= rate
     for row in notes["layers"].values():
         assert row["calibration"] == pytest.approx(rate, abs=0.3)  # of a layer after one that skips, roughly
         assert 0.0 <= row["held_out"] <= 1.0
