@@ -12,23 +12,21 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from torch import nn
 from transformers import GenerationConfig
 
 import mote_quant
-from mote_quant.errors import ArtifactError, FormatError, ModelError, MoteError
+from mote_quant.errors import ArtifactError, FormatError, MoteError
 from mote_quant.formats import Codes
 from mote_quant.formats.integer import BITS
 from mote_quant.hf import loading
-from mote_quant.hf.foreign import READERS, bitsandbytes, gptq
-from mote_quant.hf.foreign.live import take_over
+from mote_quant.hf.foreign import gptq
 from mote_quant.hf.foreign.words import pack_words, unpack_words
 from mote_quant.hf.loading import load_model, skeleton_in
 from mote_quant.kernels.packed_linear import PackedLinear
 from mote_quant.recipe.schema import IntegerBits
 from tests import foreign, pico
 from tests.foreign import compressed_config, compressed_group, packed_layers, packed_model, write, write_as
-from tests.mixtures import INT4_SHARED, TERNARY, logits, recipe
+from tests.mixtures import TERNARY, logits, recipe
 
 INT4 = IntegerBits(format="int4", group_size=32)
 METHODS = {
@@ -464,45 +462,6 @@ def test_the_index_decides_which_files_count(tmp_path):
     folder = write(model, tmp_path, foreign.gptq_config(INT4), foreign.gptq(), shards=2)
     (folder / "consolidated.safetensors").write_bytes(b"nothing to read")
     same(load_model(folder), model)
-
-
-# Live models
-
-
-class Theirs(nn.Module):
-    """A model as transformers would have loaded it with a library's layers."""
-
-    def __init__(self, method: str) -> None:
-        super().__init__()
-        self.config = pico.PICO["llama"]().config
-        self.config.quantization_config = {"quant_method": method}
-
-
-@pytest.mark.parametrize("method", [*sorted(set(READERS) - {"bitsandbytes"}), "fp8"])
-def test_live_layers_of_a_library_are_refused(method):
-    with pytest.raises(ModelError, match=rf"Theirs holds layers of {method}; load .* mote_quant.load_model\(folder\)"):
-        take_over(Theirs(method))
-
-
-def test_apply_looks_for_them():
-    model = pico.PICO["llama"]()
-    model.config.quantization_config = {"quant_method": "gptq"}
-    with pytest.raises(ModelError, match=r"layers of gptq; load the same files with mote_quant.load_model"):
-        mote_quant.apply(recipe(INT4_SHARED), model)
-
-
-def test_dense_models_and_our_own_are_left_alone():
-    for model in (pico.PICO["llama"](), packed_model("llama", INT4)):
-        before = dict(model.named_modules())
-        take_over(model)
-        assert dict(model.named_modules()) == before
-
-
-def test_bitsandbytes_layers_are_known_by_their_tensors():
-    reader = bitsandbytes.BitsAndBytes.of({"load_in_4bit": True})
-    assert reader.holds({"weight": torch.ones(2), "weight.quant_state.bitsandbytes__nf4": torch.ones(2)})
-    assert reader.holds({"weight": torch.ones(2), "SCB": torch.ones(2)})
-    assert not reader.holds({"weight": torch.ones(2), "bias": torch.ones(2)})
 
 
 def test_bits_of_all_formats_are_covered():

@@ -8,7 +8,7 @@ from typing import Any
 
 from mote_quant.memory.units import human_bytes
 from mote_quant.sweeps.report.fronts import fronts
-from mote_quant.sweeps.report.metrics import Kind, heading, kind_of, label
+from mote_quant.sweeps.report.metrics import Kind, heading, kind_of
 from mote_quant.sweeps.report.statistics import (
     ACCOUNTINGS,
     Contender,
@@ -129,11 +129,10 @@ def _difference(found: Difference, kind: Kind) -> Cell:
 
 def grid_table(document: Document) -> Table:
     """The learning rates tried for each family, and which was taken."""
-    metric = document["sweep"].get("validation_metric", "validation")
     columns: dict[str, Callable[[Mapping[str, Any]], Cell]] = {
         "family": lambda row: _text(row["family"]),
         "learning rate": lambda row: _plain(row.get("learning_rate")),
-        label(metric): lambda row: _plain(row.get("validation")),
+        "validation loss": lambda row: _plain(row.get("validation")),
         "chosen": _chosen,
     }
     return _table("Learning rates tried", columns, document.get("grid") or [])
