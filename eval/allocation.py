@@ -2,7 +2,7 @@
 
     python -m eval.allocation --data DIR --models FOLDER [--seeds 0 1 2] [--output eval/results/allocation.json]
 
-DIR is as for `eval.tinystories`. FOLDER holds the trained float models `moe-SEED` and `mote-SEED`; those that are
+DIR is as for `eval.stories`. FOLDER holds the trained float models `moe-SEED` and `mote-SEED`; those that are
 missing are trained and kept there. Everything is quantized in groups of 64; the loss is on the test stories.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 import mote_quant
-from eval.tinystories import CONTENDERS, dense, open_stories, recipe
+from eval.tinystories import dense, open_stories, recipe
 from mote_quant.data.calibration import calibration_batches
 from mote_quant.data.source import Source
 from mote_quant.evaluate import evaluate
@@ -36,7 +36,6 @@ from mote_quant.steps.quantize.walk import Walk
 GROUP: dict[str, Any] = {"group_size": 64}
 GPTQ: dict[str, Any] = GROUP | {"method": "gptq"}
 CALIBRATION = {"data": "tinystories", "samples": 128, "batch_size": 16}
-TRAINED = {"moe": ("moe-4x2-int3", 4e-3), "mote": ("mote-4x1-int4-shared", 2e-2)}
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,7 @@ def trained(root: Path, folder: Path, source: Source, kind: str, seed: int) -> A
     """The float model `kind`-`seed`, trained first if the folder does not have it."""
     path = folder / f"{kind}-{seed}"
     if not (path / "config.json").exists():
-        name, rate = TRAINED[kind]
-        contender = next(contender for contender in CONTENDERS if contender.name == name)
-        mote_quant.apply(recipe(contender, rate, seed), dense(root), data=source, output=path)
+        mote_quant.apply(recipe(kind, seed), dense(root), data=source, output=path)
     return load_model(str(path))
 
 
