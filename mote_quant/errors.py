@@ -57,6 +57,10 @@ class FormatError(RequestError):
     """A format that a tensor cannot take, or packed data that is not what its format says."""
 
 
+class KernelError(RequestError):
+    """Kernels that this machine or build does not have, or that cannot run."""
+
+
 class ModelError(RequestError):
     """A model that cannot be worked on; the message names the missing trait."""
 

@@ -14,7 +14,7 @@ from mote_quant.hf.loading import skeleton_in
 from mote_quant.hf.saving import stored_bytes
 from mote_quant.hf.skeleton import foreign_method, read_config, stored_config
 from mote_quant.hf.stored import read
-from mote_quant.kernels.ops import implementations
+from mote_quant.kernels.table import implementations
 from mote_quant.memory.ledger import weigh
 
 

@@ -11,6 +11,8 @@ import torch
 import mote_quant
 from mote_quant.formats.integer import IntegerFormat
 from mote_quant.formats.scaled import ScaledFormat
+from mote_quant.kernels import table
+from mote_quant.kernels.cpu import library
 from mote_quant.kernels.packed_linear import PackedLinear
 from mote_quant.memory.ledger import weigh
 from tests import pico
@@ -41,8 +43,9 @@ def test_it_is_no_larger_in_memory_than_its_file(again: bool, tmp_path: Path) ->
     assert held <= 1.05 * on_disk
 
 
-def test_it_runs_with_one_dense_weight_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = quantized(tmp_path)
+@pytest.fixture
+def unpacked(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[torch.Tensor]]:
+    """Every dense weight that was made; making one while another is alive fails."""
     alive: list[weakref.ref[torch.Tensor]] = []
     for kind in (IntegerFormat, ScaledFormat):
         original = kind.decompress
@@ -54,7 +57,32 @@ def test_it_runs_with_one_dense_weight_at_a_time(tmp_path: Path, monkeypatch: py
             return dense
 
         monkeypatch.setattr(kind, "decompress", decompress)
+    return alive
+
+
+def run(model) -> None:
+    """A few tokens: of many, some rows at a time are unpacked for torch to multiply."""
     with torch.no_grad():
-        model(**pico.inputs(model), use_cache=False)
+        model(**pico.inputs(model, batch=1, length=6), use_cache=False)
+
+
+def test_the_reference_unpacks_one_weight_at_a_time(tmp_path: Path, unpacked, monkeypatch) -> None:
+    model = quantized(tmp_path)
+    unpacked.clear()
+    monkeypatch.setattr(table, "OPS", {op: choices[-1:] for op, choices in table.OPS.items()})
+    run(model)
     packed = sum(isinstance(module, PackedLinear) for module in model.modules())
-    assert packed / 2 < len(alive) <= packed  # experts that no token chose were not called
+    assert packed / 2 < len(unpacked) <= packed  # experts that no token chose were not called
+
+
+@pytest.mark.skipif(library.library() is None, reason=f"no CPU kernels: {library.why_not()}")
+def test_the_kernels_unpack_nothing(tmp_path: Path, unpacked) -> None:
+    model = quantized(tmp_path)
+    unpacked.clear()
+    before = library.calls()
+    run(model)
+    after = library.calls()
+    assert unpacked == []
+    layers = len(model.model.layers)
+    assert after["ternary_experts"] - before["ternary_experts"] == layers
+    assert after["int_matmul"] - before["int_matmul"] == 7 * layers + 1  # shared expert, attention, head

@@ -1,109 +1,70 @@
-"""Time packed linear layers beside torch in one process: `make bench` writes eval/results/bench.json, prints a table.
-
-Ours and the peer are called in turn, round by round, on one thread; figures are medians, ratios are peer / ours
-(above 1 we are faster). Today ours is the plain-torch reference, which unpacks the weight on every call.
-"""
+"""Run the benchmark, print the table of the figures to reach, and write it down: docs/benchmarks.md."""
 
 from __future__ import annotations
 
+import argparse
 import json
-import platform
-import statistics
-import time
-from collections.abc import Callable
+import logging
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from eval.benchmarks import parts, report, roofline
+from eval.benchmarks.machine import has_amx, machine
+from eval.benchmarks.rows import Row
+from eval.benchmarks.scale import FULL, QUICK
 
-from mote_quant.formats import Codes
-from mote_quant.kernels import PackedLinear
-from mote_quant.recipe import IntegerBits, TernaryBits
-from mote_quant.steps.quantize.methods import rtn
-from mote_quant.ternary.quantize import absmean_scale, scaled_codes
-
-OUTPUT = Path(__file__).parent.parent / "results" / "bench.json"
-SHAPES = {"gate_up": (8960, 1536), "down": (1536, 8960)}
-"""(rows, columns) of the Qwen2.5-1.5B feed-forward network."""
-TOKENS = (1, 32)
-ROUNDS = 7
-INT4 = IntegerBits(format="int4", group_size=128)
+RESULTS = Path(__file__).parent.parent / "results"
+FAILED = 3
+_ALL = ",".join(parts.PARTS)
 
 
-def ternary(packing: Any) -> Callable[[Tensor], PackedLinear]:
-    """A packed ternary layer of a weight."""
-
-    def pack(weight: Tensor) -> PackedLinear:
-        spec = TernaryBits(format="ternary", packing=packing)
-        scale = absmean_scale(weight, spec)
-        return PackedLinear.pack(spec, Codes(scaled_codes(weight, scale, spec), scale), None, torch.bfloat16)
-
-    return pack
-
-
-def int4(weight: Tensor) -> PackedLinear:
-    """A packed int4 layer of a weight."""
-    codes = rtn(weight, INT4)
-    return PackedLinear.pack(INT4, codes, None, torch.bfloat16)
-
-
-Packer = Callable[[Tensor], PackedLinear]
-LAYERS: dict[str, Packer] = {"2bit": ternary("2bit"), "1.6bit": ternary("base3"), "int4": int4}
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0, or 3 where a part failed: the others are written down all the same."""
+    parser = argparse.ArgumentParser(prog="python -m eval.benchmarks", description=__doc__)
+    parser.add_argument("--only", type=_names, default=list(parts.PARTS), help=f"some of {_ALL}; others are kept")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    scale = QUICK if given.quick else FULL
+    result = parts.run(given.only, scale)
+    limits = machine(scale.sweep_bytes) | {"skipped": result.skipped | result.failed}
+    given.output.mkdir(parents=True, exist_ok=True)
+    rows = _kept(given.output / "bench.json", given.only) | result.rows
+    _write(given.output, rows, limits, scale.headline[0])
+    return FAILED if result.failed else 0
 
 
-def compare(ours: Callable[[], Any], peer: Callable[[], Any]) -> tuple[list[float], list[float]]:
-    """Seconds of each, called in turn after one warm-up."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for round_ in range(ROUNDS + 1):
-        for call, kept in zip((ours, peer), times, strict=True):
-            started = time.perf_counter()
-            call()
-            if round_:
-                kept.append(time.perf_counter() - started)
-    return times
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in parts.PARTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no part is called {', '.join(unknown)}; there are {_ALL}")
+    return names
 
 
-def measure(name: str, shape: tuple[int, int], tokens: int) -> dict[str, Any]:
-    """One row of bench.json."""
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(shape, generator=generator) * 0.02
-    layer, dense = LAYERS[name](weight), weight.to(torch.bfloat16)
-    x = torch.randn(tokens, shape[1], generator=generator).to(torch.bfloat16)
-    with torch.no_grad():
-        ours, peer = compare(lambda: layer(x), lambda: F.linear(x, dense))
-    kind = "decode" if tokens == 1 else f"tokens{tokens}"
-    return {
-        "id": f"{kind}-{name}-vs-torch-bf16", "shape": list(shape), "threads": 1, "tokens": tokens,
-        "ours_s": statistics.median(ours), "peer": "torch bf16", "peer_s": statistics.median(peer),
-        "ratio": statistics.median(peer) / statistics.median(ours),
-        "ratio_spread": [min(peer) / max(ours), max(peer) / min(ours)],
-    }  # fmt: skip
+def _kept(path: Path, measured: Sequence[str]) -> dict[str, list[Row]]:
+    """The rows of an earlier run of other parts."""
+    kept: dict[str, list[Row]] = {}
+    for values in json.loads(path.read_text()) if path.exists() else []:
+        if values.get("part") and values["part"] not in measured:
+            lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+            kept.setdefault(values["part"], []).append(Row.of(values | lists))
+    return kept
 
 
-def machine() -> dict[str, Any]:
-    """What it ran on, with the read bandwidth of one thread (a sum over 256 MB) as the limit."""
-    data = torch.ones(1 << 26)
-    data.sum()
-    started = time.perf_counter()
-    data.sum()
-    bandwidth = data.nbytes / (time.perf_counter() - started) / 1e9
-    cpu = torch.backends.cpu.get_cpu_capability()
-    return {"machine": platform.machine(), "cpu": cpu, "torch": torch.__version__, "read_gb_per_s": round(bandwidth, 1)}
-
-
-def main() -> None:
-    """Measure, write, print."""
-    torch.set_num_threads(1)
-    rows = [measure(name, shape, tokens) for name in LAYERS for shape in SHAPES.values() for tokens in TOKENS]
-    OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(json.dumps(rows, indent=2) + "\n")
-    OUTPUT.with_name("bench-machine.json").write_text(json.dumps(machine(), indent=2) + "\n")
-    for row in rows:
-        print(f"{row['id']:32} {row['shape']!s:14} ours {1e3 * row['ours_s']:8.2f} ms  "
-              f"torch bf16 {1e3 * row['peer_s']:8.2f} ms  {row['ratio']:.3f}x")  # fmt: skip
+def _write(folder: Path, by_part: Mapping[str, list[Row]], limits: Mapping[str, Any], shape: tuple[int, int]) -> None:
+    amx, rows = has_amx(), [row for part in by_part.values() for row in part]
+    written = [row.to_dict(amx) | {"part": name} for name, part in by_part.items() for row in part]
+    (folder / "bench.json").write_text(json.dumps(written, indent=1) + "\n")
+    (folder / "bench-machine.json").write_text(json.dumps(limits, indent=2) + "\n")
+    (folder / "bench.md").write_text(report.markdown(rows, limits, amx))
+    roofline.draw(rows, limits, shape, folder / "bench-roofline.png")
+    for line in report.table(rows, limits, amx):
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, report.WIDTHS, strict=True)).rstrip())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

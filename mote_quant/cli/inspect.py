@@ -12,12 +12,16 @@ from mote_quant.cli.options import JsonOption
 from mote_quant.cli.output import Table, print_json, print_tables
 from mote_quant.cli.progress import watching
 from mote_quant.cli.session import guarded
+from mote_quant.errors import RequestError
 
 
 @guarded
 def inspect(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A model folder.")],
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="A model folder.", show_default=False)] = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Say what computes packed weights on this machine.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check a saved model's files, and say what it weighs role by role.
@@ -26,15 +30,24 @@ def inspect(
     Examples:
       mote-quant inspect runs/mote
       mote-quant inspect runs/mote --json | jq .roles.routed
+      mote-quant inspect --kernels
     """
+    if folder is None and not kernels:
+        raise RequestError("name a model folder to inspect, or ask for --kernels")
+    found: dict[str, Any] = {}
     with watching(context.obj):
-        from mote_quant import inspection
+        if folder is not None:
+            from mote_quant import inspection
 
-        found = inspection.inspect(folder)
+            found |= inspection.inspect(folder)
+        if kernels:
+            from mote_quant.kernels.describe import describe
+
+            found |= describe()
     if as_json:
         print_json(found)
     else:
-        print_tables(inspection_tables(found))
+        print_tables([*(inspection_tables(found) if folder else ()), *(kernel_tables(found) if kernels else ())])
 
 
 def inspection_tables(found: dict[str, Any]) -> Iterator[Table]:
@@ -57,8 +70,24 @@ def inspection_tables(found: dict[str, Any]) -> Iterator[Table]:
     paper = [[role, human_bytes(round(size * 2**30))] for role, size in found["paper_gib"].items()]
     yield "As papers count it", ["feed-forward experts", "size"], paper
     yield "Routers, at the end of training", ["layer", "load", "balance", "entropy"], _routers(found["router"])
-    yield "Kernels", ["operation", "implementation"], [[*pair] for pair in found["kernels"].items()]
+    yield _kernels(found)
     yield "Provenance", ["what", "value"], _provenance(found["provenance"])
+
+
+def kernel_tables(found: dict[str, Any]) -> Iterator[Table]:
+    """Which implementation every operation takes, and what the CPU's can use."""
+    cpu = found["cpu"]
+    yield _kernels(found)
+    rows = [
+        ["level in force", cpu["level"] or f"none: {cpu['reason']}"],
+        ["levels here", ", ".join(cpu["levels"]) or "none"],
+        ["threads", str(found["threads"])],
+    ]
+    yield "CPU kernels", ["what", "value"], rows
+
+
+def _kernels(found: dict[str, Any]) -> Table:
+    return "Kernels", ["operation", "implementation"], [[*pair] for pair in found["kernels"].items()]
 
 
 def _routers(router: dict[str, Any]) -> list[list[str]]:

@@ -16,7 +16,9 @@ from mote_quant.recipe.scalars import NotNegative
 from mote_quant.recipe.schema import Bits, Closed
 
 METHOD = "mote"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: base-3 bytes are fixed-point fractions (`mote_quant.ternary.packing`)."""
+_FRACTIONS = 2
 WHERE = "config.json: quantization_config"
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -89,12 +91,22 @@ def read_config(values: Mapping[str, Any]) -> StoredConfig:
             "upgrade mote-quant"
         )
     config = read(StoredConfig, dict(values))
+    if config.version < _FRACTIONS and _packs_base3(config.structure):
+        raise ArtifactError(
+            f"config.json: this model's base-3 weights are of mote format {config.version}, whose bytes meant something"
+            " else; apply the recipe again with this mote-quant"
+        )
     if config.structure_sha256 not in (None, fingerprint(config.structure)):
         raise ArtifactError(
             "config.json was altered: quantization_config.structure is not what was saved (its sha256 differs). "
             "Copy or build the model again"
         )
     return config
+
+
+def _packs_base3(structure: Mapping[str, Any]) -> bool:
+    groups = structure.get("packed", [])
+    return any(group["spec"].get("packing") == "base3" for group in groups if isinstance(group.get("spec"), dict))
 
 
 def fingerprint(structure: Mapping[str, Any]) -> str:

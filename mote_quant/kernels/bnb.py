@@ -15,7 +15,7 @@ from torch import Tensor
 from mote_quant.formats.codebook import SCALE_OFFSET, SCALE_SCALE, SCALE_TABLE, SCALES_PER_SCALE, CodebookFormat
 
 if TYPE_CHECKING:
-    from mote_quant.kernels.ops import PackedWeight
+    from mote_quant.kernels.weight import PackedWeight
 
 _log = logging.getLogger(__name__)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -1,79 +1,144 @@
-"""The op table: each operation on packed weights with its implementations, fastest first, the torch reference last."""
+"""The operations on packed weights as torch ops (`torch.ops.mote_quant`), so that compile, export and FSDP see them.
+
+Which implementation an op takes is looked up in `table` on every call; shapes and types are known without running it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from functools import cache, partial
+from typing import Any, cast
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from mote_quant.formats.base import Format, Shape
-from mote_quant.kernels import bnb
+from mote_quant.formats.registry import format_for
+from mote_quant.kernels import table
+from mote_quant.kernels.experts import PackedExperts
+from mote_quant.kernels.weight import PackedWeight
+from mote_quant.recipe.bits import PackedBits, read_bits
+from mote_quant.recipe.plain import settings
+
+_MATMUL = "(Tensor x, Tensor[] weight, Tensor? bias, str spec, int rows, int columns) -> Tensor"
+_EXPERTS = (
+    "(Tensor x, Tensor chosen, Tensor gates, Tensor[] weights, Tensor[] scales, Tensor[] biases, str spec, bool gated, "
+    "int inner, str activation) -> Tensor"
+)
+_library: Any = torch.library.Library("mote_quant", "DEF")  # type: ignore[no-untyped-call]
 
 
-@dataclass(frozen=True)
-class PackedWeight:
-    """A weight as it is stored, with what is needed to read it."""
-
-    tensors: Mapping[str, Tensor]
-    shape: Shape
-    format: Format
+def spec_text(spec: PackedBits) -> str:
+    """A spec as ops are given it."""
+    return json.dumps(settings(spec))
 
 
-Matmul = Callable[[Tensor, PackedWeight, Tensor | None], Tensor]
-"""(x [..., in], packed weight [out, in], bias [out] or None) -> [..., out] in the type of x."""
+@cache
+def format_of(text: str) -> Format:
+    """The format that `spec_text` wrote."""
+    return format_for(cast(PackedBits, read_bits(json.loads(text))))
 
 
-@dataclass(frozen=True)
-class Implementation:
-    """One way to compute an op; `supports` says for which inputs it can be taken, `installed` whether ever."""
-
-    name: str
-    matmul: Matmul
-    supports: Callable[[Tensor, PackedWeight], bool]
-    installed: Callable[[], bool] = lambda: True
+@cache
+def stored_names(text: str) -> tuple[str, ...]:
+    """The names of its stored tensors, in the order in which ops take them."""
+    return tuple(format_of(text).layout((1, 1)))
 
 
-def _reference(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
-    return F.linear(x, weight.format.decompress(weight.tensors, weight.shape, x.dtype), bias)
+def matmul(op: str, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, spec: str, shape: Shape) -> Tensor:
+    """x [..., in] @ weight [out, in]^T + bias by the op of this name, with gradients to x and the bias.
+
+    `weight` holds the stored tensors in the order of the format's layout.
+    """
+    call = getattr(torch.ops.mote_quant, op)
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return cast(Tensor, _Differentiable.apply(x, bias, call, spec, shape, *weight))  # type: ignore[no-untyped-call]
+    return cast(Tensor, call(x, weight, bias, spec, *shape))
 
 
-_TORCH = Implementation("torch", _reference, supports=lambda x, weight: True)
-_BITSANDBYTES = Implementation("bitsandbytes", bnb.matmul, bnb.supports, bnb.installed)
+def unwatched(x: Tensor) -> bool:
+    """Whether only numbers are wanted: no gradients, and no compiler, tracer, profiler or subclass to see the op.
 
-OPS: Mapping[str, tuple[Implementation, ...]] = {
-    "ternary_matmul": (_TORCH,),
-    "binary_matmul": (_TORCH,),
-    "int_matmul": (_TORCH,),
-    "codebook_matmul": (_BITSANDBYTES, _TORCH),
-}
-
-
-def ternary_matmul(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
-    """x @ ternary weight^T + bias; x has been rounded to int8 per token already where the spec asks for it."""
-    return _select("ternary_matmul", x, weight).matmul(x, weight, bias)
-
-
-def binary_matmul(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
-    """x @ binary weight^T + bias; of x as in `ternary_matmul`."""
-    return _select("binary_matmul", x, weight).matmul(x, weight, bias)
+    Then the op table may be asked directly: at one token the way through the dispatcher costs as much as a product.
+    """
+    return (
+        type(x) is Tensor
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch._C._autograd._profiler_enabled()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
 
 
-def int_matmul(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
-    """x @ group-integer weight^T + bias."""
-    return _select("int_matmul", x, weight).matmul(x, weight, bias)
+class _Differentiable(torch.autograd.Function):
+    """Nothing dense is kept for backward: the weight is unpacked again. Rounding of x is passed straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Any, call: Any, spec: str, shape: Shape, *weight: Tensor) -> Tensor:
+        ctx.save_for_backward(*weight)
+        ctx.settings = spec, shape, x.dtype
+        return cast(Tensor, call(x, list(weight), bias, spec, *shape))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,) = gradients
+        spec, shape, dtype = ctx.settings
+        to_x = to_bias = None
+        if ctx.needs_input_grad[0]:
+            packed = _packed(spec, ctx.saved_tensors, shape)
+            to_x = gradient @ packed.format.decompress(packed.tensors, shape, dtype)
+        if ctx.needs_input_grad[1]:
+            to_bias = gradient.flatten(0, -2).sum(0)
+        return (to_x, to_bias, None, None, None, *[None] * len(ctx.saved_tensors))
 
 
-def codebook_matmul(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
-    """x @ weight^T + bias, each code an index into a table of 16 values."""
-    return _select("codebook_matmul", x, weight).matmul(x, weight, bias)
+def _packed(spec: str, weight: Sequence[Tensor], shape: Shape) -> PackedWeight:
+    return PackedWeight(dict(zip(stored_names(spec), weight, strict=True)), shape, format_of(spec))
 
 
-def implementations() -> dict[str, str]:
-    """The name of the first choice for every op, of those installed."""
-    return {op: next(choice.name for choice in choices if choice.installed()) for op, choices in OPS.items()}
+def _run_matmul(
+    op: str, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, spec: str, rows: int, columns: int
+) -> Tensor:
+    return table.matmul(op, x, _packed(spec, weight, (rows, columns)), bias)
 
 
-def _select(op: str, x: Tensor, weight: PackedWeight) -> Implementation:
-    return next(implementation for implementation in OPS[op] if implementation.supports(x, weight))
+def _fake_matmul(
+    x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, spec: str, rows: int, columns: int
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], rows)
+
+
+def _run_experts(
+    x: Tensor,
+    chosen: Tensor,
+    gates: Tensor,
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    spec: str,
+    gated: bool,
+    inner: int,
+    activation: str,
+) -> Tensor:
+    experts = PackedExperts(weights, scales, biases, format_of(spec), gated, x.shape[-1], inner, activation)
+    return table.experts(x, chosen, gates, experts)
+
+
+def _fake_experts(x: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _register(name: str) -> None:
+    if name == "ternary_experts":
+        schema, run, fake = _EXPERTS, _run_experts, _fake_experts
+    else:
+        schema, run, fake = _MATMUL, partial(_run_matmul, name), _fake_matmul
+    _library.define(f"{name}{schema}")
+    _library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"mote_quant::{name}", fake, lib=_library)
+
+
+for _name in table.OPS:
+    _register(_name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +11,17 @@ from torch import Tensor, nn
 from mote_quant.errors import FormatError
 from mote_quant.formats.base import Codes, Shape
 from mote_quant.formats.registry import format_for
-from mote_quant.kernels.ops import Matmul, PackedWeight, binary_matmul, codebook_matmul, int_matmul, ternary_matmul
+from mote_quant.kernels import table
+from mote_quant.kernels.ops import format_of, matmul, spec_text, unwatched
+from mote_quant.kernels.weight import PackedWeight
 from mote_quant.recipe.schema import BinaryBits, CodebookBits, IntegerBits, PackedBits, ScaledBits, TernaryBits
 from mote_quant.ternary.activation import fake_quantize_activations
 
-_MATMULS: dict[type, Matmul] = {
-    TernaryBits: ternary_matmul,
-    BinaryBits: binary_matmul,
-    IntegerBits: int_matmul,
-    CodebookBits: codebook_matmul,
+_OPS: dict[type, str] = {
+    TernaryBits: "ternary_matmul",
+    BinaryBits: "binary_matmul",
+    IntegerBits: "int_matmul",
+    CodebookBits: "codebook_matmul",
 }
 
 
@@ -45,8 +47,11 @@ class PackedLinear(nn.Module):
         self.format = format_for(spec)
         self.out_features, self.in_features = shape
         self.dtype = dtype
-        for name in self.format.layout(shape):
+        self._names = tuple(self.format.layout(shape))
+        for name in self._names:
             self.register_buffer(name, tensors[name])
+        self._kept: dict[str, PackedWeight] = {}
+        self._spec, self._spec_behind = spec_text(spec), spec_text(_taking_rounded_input(spec))
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
 
     @classmethod
@@ -93,19 +98,40 @@ class PackedLinear(nn.Module):
         return self.format.decompress(self.packed.tensors, self._shape, self.dtype)
 
     def quantize_input(self, x: Tensor) -> Tensor:
-        """x [..., in] as the matrix product will see it; FormatError for an input that is not floating-point."""
-        if not x.is_floating_point():
-            raise FormatError(f"a packed linear layer takes floating-point input, found {x.dtype}")
-        quantized = isinstance(self.spec, ScaledBits) and self.spec.activations == "int8"
-        return fake_quantize_activations(x) if quantized else x
+        """x [..., in] as the matrix product will see it."""
+        return fake_quantize_activations(x) if self._spec != self._spec_behind else x
 
     def multiply(self, x: Tensor) -> Tensor:
         """The product with an input that `quantize_input` has seen."""
-        return _MATMULS[type(self.spec)](x, self.packed, None if self.bias is None else self.bias.to(x.dtype))
+        return self._product(x, self._spec_behind)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out] in the type of x."""
-        return self.multiply(self.quantize_input(x))
+        """[..., in] -> [..., out] in the type of x; FormatError for an input that is not floating-point."""
+        return self._product(x, self._spec)
+
+    def _product(self, x: Tensor, spec: str) -> Tensor:
+        if not x.is_floating_point():
+            raise FormatError(f"a packed linear layer takes floating-point input, found {x.dtype}")
+        if x.shape[-1] != self.in_features:
+            raise FormatError(f"a packed linear layer of {self.in_features} columns cannot take x {list(x.shape)}")
+        offsets = self._parameters["bias"]
+        bias = None if offsets is None else offsets.to(x.dtype)
+        if unwatched(x):
+            return table.matmul(_OPS[type(self.spec)], x, self._weight(spec), bias)
+        stored = cast("dict[str, Tensor]", self._buffers)
+        return matmul(_OPS[type(self.spec)], x, [stored[name] for name in self._names], bias, spec, self._shape)
+
+    def _weight(self, spec: str) -> PackedWeight:
+        """The weight as kernels take it, made anew only when a buffer was."""
+        stored = cast("dict[str, Tensor]", self._buffers)
+        kept = self._kept.get(spec)
+        if kept is None or any(kept.tensors[name] is not stored[name] for name in self._names):
+            kept = PackedWeight({name: stored[name] for name in self._names}, self._shape, format_of(spec))
+            self._kept[spec] = kept
+        return kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}}
 
     def extra_repr(self) -> str:
         """As in nn.Linear, with the format."""
@@ -130,3 +156,8 @@ class PackedLinear(nn.Module):
         self.dtype = fn(probe).dtype
         super()._apply(keep_type, recurse)  # type: ignore[no-untyped-call]
         return self
+
+
+def _taking_rounded_input(spec: PackedBits) -> PackedBits:
+    """The same weight, for an input that has been rounded to int8 already."""
+    return spec.model_copy(update={"activations": "none"}) if isinstance(spec, ScaledBits) else spec

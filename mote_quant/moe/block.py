@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -12,6 +13,7 @@ from mote_quant.moe.experts import Expert, route, visit
 from mote_quant.moe.layout import MoteLayout
 from mote_quant.moe.lora import Dense, mixture, pass_up
 from mote_quant.moe.losses import attach, balance_loss, expert_load, z_loss
+from mote_quant.moe.packed import packed_route
 from mote_quant.moe.router import Choice, Router, thinned
 
 
@@ -22,6 +24,11 @@ class Routing:
     load: Tensor
     balance: Tensor
     entropy: Tensor
+
+
+def _figures(choice: Choice) -> Routing:
+    load, p = expert_load(choice), choice.probabilities
+    return Routing(load, balance_loss(choice, load), -(p * p.clamp_min(1e-20).log()).sum(dim=-1).mean())
 
 
 class DenseKeyGuard(nn.Module):
@@ -75,7 +82,7 @@ class MoteBlock(nn.Module):
             self.add_module(layout.up, DenseKeyGuard(device))
         self.balance_loss = 0.0
         self.z_loss = 0.0
-        self.routing: Routing | None = None
+        self._last: Choice | None = None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., hidden] -> [..., hidden]."""
@@ -86,14 +93,22 @@ class MoteBlock(nn.Module):
         if self.layout.lora_rank is not None:
             y = mixture(x, self._dense, self.experts, choice, self.activation).view_as(hidden_states)
         else:
-            routed = route(x, self.experts, choice, self.activation)
-            y = self._combine(hidden_states, routed.view_as(hidden_states), choice)
+            y = self._combine(hidden_states, self._routed(x, choice).view_as(hidden_states), choice)
         return self._with_losses(y, choice)
+
+    @property
+    def routing(self) -> Routing | None:
+        """What the last forward did; None before there was one with tokens. Counted only when asked for."""
+        return None if self._last is None else _figures(self._last)
 
     def visit(self, index: int, x: Tensor) -> Tensor:
         """What expert `index` makes of tokens `x` [n, hidden], whomever the router would send them to."""
         seen = x if self.layout.lora_rank is None else pass_up(x, self._dense)
         return visit(cast(Expert, self.experts[index]), seen, self.activation)
+
+    def _routed(self, x: Tensor, choice: Choice) -> Tensor:
+        packed = packed_route(x, cast("Sequence[Expert]", self.experts), choice, self.activation)
+        return route(x, self.experts, choice, self.activation) if packed is None else packed
 
     @property
     def _dense(self) -> Dense:
@@ -114,12 +129,10 @@ class MoteBlock(nn.Module):
     def _with_losses(self, y: Tensor, choice: Choice) -> Tensor:
         if not len(choice.logits):
             return y
-        load = expert_load(choice)
-        balance = balance_loss(choice, load)
-        p = choice.probabilities.detach()
-        self.routing = Routing(load, balance.detach(), -(p * p.clamp_min(1e-20).log()).sum(dim=-1).mean())
+        self._last = choice.detached()
         # A frozen router is left alone, and what lies below is not bent to balance it.
         learns = self.training and self.gate.weight.requires_grad and choice.logits.requires_grad
         if not (learns and (self.balance_loss or self.z_loss)):
             return y
+        balance = balance_loss(choice, expert_load(choice))
         return attach(y, self.balance_loss * balance + self.z_loss * z_loss(choice))

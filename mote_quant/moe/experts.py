@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mote_quant.moe.router import Choice
+from mote_quant.moe.trained import feed_forward, grouped_feed_forward
 
 
 class Expert(nn.Module):
@@ -21,8 +22,16 @@ class Expert(nn.Module):
         self.up_proj = up_proj
         self.down_proj = down_proj
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Up, gate if there is one, down."""
+        gated = getattr(self, "gate_proj", None)
+        return [self.up_proj, *([] if gated is None else [gated]), self.down_proj]
+
     def forward(self, x: Tensor, activation: nn.Module) -> Tensor:
         """`x` is [n, hidden] as `quantize_input` of the first projection returned it."""
+        if (trained := feed_forward(self.layers, x, activation)) is not None:
+            return trained
         up = multiply(self.up_proj, x)
         gated = getattr(self, "gate_proj", None)
         return cast(Tensor, self.down_proj(merge(up, None if gated is None else multiply(gated, x), activation)))
@@ -79,12 +88,22 @@ def dispatch(x: Tensor, experts: Sequence[Expert], chosen: Tensor, activation: n
     order = flat.argsort(stable=True)
     inverse = order.argsort()
     counts = torch.bincount(flat, minlength=len(experts)).tolist()
-    repeated = x.unsqueeze(1).expand(tokens, top_k, x.shape[-1]).flatten(0, 1)
-    rows = torch.split(permute(repeated, order, inverse), counts)
-    outputs = [expert(part, activation) for expert, part in zip(experts, rows, strict=True) if len(part)]
-    if not outputs:
-        return x.unsqueeze(1).expand(tokens, top_k, x.shape[-1])
-    return permute(torch.cat(outputs), inverse, order).view(tokens, top_k, -1)
+    repeated = x.unsqueeze(1).expand(tokens, top_k, x.shape[-1])
+    if not len(flat):
+        return repeated
+    rows = permute(repeated.flatten(0, 1), order, inverse)
+    return permute(_through(rows, experts, counts, activation), inverse, order).view(tokens, top_k, -1)
+
+
+def _through(rows: Tensor, experts: Sequence[Expert], counts: list[int], activation: nn.Module) -> Tensor:
+    """Sorted rows, `counts` of them for each expert, through their experts."""
+    # On CPU one product after the other is as fast, and needs no stack of all weights.
+    if rows.is_cuda:
+        together = grouped_feed_forward([expert.layers for expert in experts], rows, counts, activation)
+        if together is not None:
+            return together
+    parts = zip(experts, torch.split(rows, counts), strict=True)
+    return torch.cat([expert(part, activation) for expert, part in parts if len(part)])
 
 
 def _dispatch_kept(x: Tensor, experts: Sequence[Expert], chosen: Tensor, kept: Tensor, activation: nn.Module) -> Tensor:

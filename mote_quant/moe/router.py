@@ -27,6 +27,11 @@ class Choice:
     gates: Tensor
     kept: Tensor | None = None
 
+    def detached(self) -> Choice:
+        """The same, out of the graph."""
+        floats = {name: getattr(self, name).detach() for name in ("logits", "probabilities", "gates")}
+        return replace(self, **floats)
+
 
 def confidence(choice: Choice, shared: bool) -> Tensor:
     """How sure the router is of each token [T]: the best probability; without a shared expert second / best."""

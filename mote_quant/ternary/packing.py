@@ -1,7 +1,12 @@
 """Ternary codes as bytes: four codes a byte (2 bits each) or five codes a byte (base 3). Pure functions, row by row.
 
-A code c in {-1, 0, +1} is stored as the digit c + 1. Within a byte the first column is the lowest digit: the byte is
-sum(digit_i * 4^i) or sum(digit_i * 3^i). Rows start on a byte; the columns missing in a row's last byte hold code 0.
+A code c in {-1, 0, +1} is stored as the digit c + 1. Rows start on a byte; the columns missing in a row's last byte
+hold code 0.
+
+2 bits: the first column is the lowest digit, the byte is sum(digit_i * 4^i).
+Base 3: the first column is the highest digit of a number b in 0..242, and the byte is the fraction b / 243 in 1/256,
+rounded up. Three times the byte is then the next digit (above 255) and the fraction that is left (below), so that
+digits come out by multiplication only, and a kernel need not even take them out (`kernels/cpu/src`).
 """
 
 from __future__ import annotations
@@ -13,12 +18,12 @@ from torch import Tensor
 from mote_quant.errors import FormatError
 
 CODES_PER_BYTE = {"2bit": 4, "base3": 5}
-_LARGEST_BASE3_BYTE = 3**5 - 1
+_BASE3_VALUES = 3**5
 
 
 def pack_2bit(codes: Tensor) -> Tensor:
     """int8 codes [rows, columns] -> uint8 [rows, ceil(columns / 4)]."""
-    return _pack(codes, per_byte=4, base=4)
+    return _join(codes, powers=(1, 4, 16, 64))
 
 
 def unpack_2bit(packed: Tensor, columns: int) -> Tensor:
@@ -30,17 +35,18 @@ def unpack_2bit(packed: Tensor, columns: int) -> Tensor:
 
 
 def pack_base3(codes: Tensor) -> Tensor:
-    """int8 codes [rows, columns] -> uint8 [rows, ceil(columns / 5)], bytes 0..242."""
-    return _pack(codes, per_byte=5, base=3)
+    """int8 codes [rows, columns] -> uint8 [rows, ceil(columns / 5)], 243 different bytes."""
+    numbers = _join(codes, powers=(81, 27, 9, 3, 1))
+    fractions = torch.arange(_BASE3_VALUES, dtype=torch.int32, device=codes.device).mul_(256)
+    rounded_up = fractions.add_(_BASE3_VALUES - 1).div_(_BASE3_VALUES, rounding_mode="floor").to(torch.uint8)
+    return rounded_up.index_select(0, numbers.flatten().int()).view_as(numbers)
 
 
 def unpack_base3(packed: Tensor, columns: int) -> Tensor:
     """uint8 [rows, ceil(columns / 5)] -> int8 codes [rows, columns]. Values are not checked: see `check_base3`."""
     _check_packed(packed, columns, per_byte=5)
-    values = torch.arange(256, dtype=torch.int16, device=packed.device).unsqueeze(1)
-    table = values.div(_powers(3, 5, packed).short(), rounding_mode="floor").remainder_(3).sub_(1).to(torch.int8)
-    digits = table.index_select(0, packed.flatten().int()).view(len(packed), 5 * packed.shape[1])
-    return digits[:, :columns].contiguous()
+    codes = _base3_codes(packed.device).index_select(0, packed.flatten().int()).view(len(packed), 5 * packed.shape[1])
+    return codes[:, :columns].contiguous()
 
 
 def check_2bit(packed: Tensor) -> None:
@@ -50,23 +56,32 @@ def check_2bit(packed: Tensor) -> None:
 
 
 def check_base3(packed: Tensor) -> None:
-    """Raises FormatError for a byte above 242, which five base-3 digits never make."""
-    if packed.numel() and (largest := int(packed.max())) > _LARGEST_BASE3_BYTE:
+    """Raises FormatError for one of the 13 bytes that five base-3 digits never make."""
+    # What five digits leave of a fraction that was rounded up by less than 1/256 is below 243/256.
+    wrong = packed[packed * _BASE3_VALUES >= _BASE3_VALUES]
+    if wrong.numel():
         raise FormatError(
-            f"packed base-3 ternary data holds the byte {largest}; valid bytes are 0 to 242. The data is damaged"
+            f"packed base-3 ternary data holds the byte {int(wrong[0])}, which five ternary codes never make. "
+            "The data is damaged"
         )
 
 
-def _pack(codes: Tensor, per_byte: int, base: int) -> Tensor:
+def _base3_codes(device: torch.device) -> Tensor:
+    """int8 [256, 5]: the codes of every byte."""
+    fractions = torch.arange(256, dtype=torch.int32, device=device)
+    tripled = [fractions.mul(3**place).remainder_(256).mul_(3) for place in range(5)]
+    return torch.stack(tripled, dim=1).bitwise_right_shift_(8).sub_(1).to(torch.int8)
+
+
+def _join(codes: Tensor, powers: tuple[int, ...]) -> Tensor:
+    """uint8 [rows, bytes]: sum(digit_i * power_i) over the digits of each byte."""
     _check_codes(codes)
     rows, columns = codes.shape
+    per_byte = len(powers)
     digits = F.pad(codes + 1, (0, -columns % per_byte), value=1).view(torch.uint8)
     grouped = digits.view(rows, digits.shape[1] // per_byte, per_byte)
-    return (grouped * _powers(base, per_byte, codes)).sum(-1, dtype=torch.uint8)
-
-
-def _powers(base: int, count: int, like: Tensor) -> Tensor:
-    return torch.tensor([base**i for i in range(count)], dtype=torch.uint8, device=like.device)
+    weights = torch.tensor(powers, dtype=torch.uint8, device=codes.device)
+    return (grouped * weights).sum(-1, dtype=torch.uint8)
 
 
 def _check_codes(codes: Tensor) -> None:

@@ -2,7 +2,8 @@
 
 `alpha = max(mean|W|, eps)`; ternary codes are `clip(round(W / alpha), -1, 1)`, as in BitNet b1.58 (arXiv 2402.17764),
 binary ones the signs (XNOR-Net, arXiv 1603.05279; 0 counts as positive). Scales are rounded to their storage type
-*before* codes are found, so codes can be found again from what is stored.
+*before* codes are found, so codes can be found again from what is stored. On CPU the native quantizers give the same
+bits in one pass; what is written here is their reference.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mote_quant.kernels.cpu import quantizers
 from mote_quant.recipe.schema import BinaryBits, ScaledBits
+from mote_quant.ternary.packing import unpack_2bit
 
 EPSILON = 1.0e-5
 
@@ -21,13 +24,26 @@ def absmean_scale(weight: Tensor, spec: ScaledBits) -> Tensor:
 
     `weight` is [out, in]. Returns [1], [out, 1] or [out, groups] by `spec.granularity`, in `spec.scale_dtype`.
     """
-    mean = sums(weight.detach().abs(), spec) / counts(weight, spec)
-    return storable_scale(mean, spec)
+    return storable_scale(absolute_sums(weight.detach(), spec) / counts(weight, spec), spec)
 
 
 def storable_scale(scale: Tensor, spec: ScaledBits) -> Tensor:
     """`scale`, positive and in its storage type."""
     return scale.detach().clamp_min(EPSILON).to(getattr(torch, spec.scale_dtype))
+
+
+def absolute_sums(weight: Tensor, spec: ScaledBits) -> Tensor:
+    """The sums of the absolute weights that share a scale, float64 in the scales' shape."""
+    if not quantizers.supports(weight):
+        return sums(weight.abs(), spec)
+    if spec.granularity == "tensor":
+        return quantizers.absolute_sums(weight.reshape(1, -1), weight.numel()).reshape(1)
+    return quantizers.absolute_sums(weight, shared_columns(weight.shape[1], spec))
+
+
+def shared_columns(columns: int, spec: ScaledBits) -> int:
+    """How many weights of a row at most share a scale."""
+    return spec.group_size if spec.granularity == "group" else columns
 
 
 def sums(values: Tensor, spec: ScaledBits) -> Tensor:
@@ -62,13 +78,37 @@ def expand_scale(scale: Tensor, spec: ScaledBits, columns: int) -> Tensor:
 
 def scaled_codes(weight: Tensor, scale: Tensor, spec: ScaledBits) -> Tensor:
     """The codes of `weight` [out, in] under `scale`: int8 in {-1, 0, 1} or {-1, 1}."""
-    return rounded(weight, expand_scale(scale, spec, weight.shape[1]), spec).to(torch.int8)
+    weight, columns = weight.detach(), weight.shape[1]
+    if quantizers.supports(weight):
+        return quantizers.codes(weight, scale, shared_columns(columns, spec), isinstance(spec, BinaryBits))
+    return rounded(weight, expand_scale(scale, spec, columns), spec).to(torch.int8)
 
 
-def scaled_values(weight: Tensor, scale: Tensor, spec: ScaledBits) -> Tensor:
-    """What those codes stand for, in float32."""
-    expanded = expand_scale(scale, spec, weight.shape[1])
-    return rounded(weight, expanded, spec).mul_(expanded)
+def scaled_values(weight: Tensor, scale: Tensor, spec: ScaledBits, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What those codes stand for: code * scale in float32, then cast to `dtype`."""
+    weight, columns = weight.detach(), weight.shape[1]
+    if quantizers.supports(weight, dtype):
+        return quantizers.values(weight, scale, shared_columns(columns, spec), isinstance(spec, BinaryBits), dtype)
+    expanded = expand_scale(scale, spec, columns)
+    return rounded(weight, expanded, spec).mul_(expanded).to(dtype)
+
+
+def compact_codes(weight: Tensor, scale: Tensor, spec: ScaledBits) -> Tensor:
+    """The codes of `weight` [out, in] in little memory: uint8 as of `pack_2bit`, or int8 without native quantizers."""
+    weight = weight.detach()
+    if quantizers.supports(weight):
+        return quantizers.packed_codes(
+            weight, scale, shared_columns(weight.shape[1], spec), isinstance(spec, BinaryBits)
+        )
+    return scaled_codes(weight, scale, spec)
+
+
+def compact_values(codes: Tensor, columns: int, scale: Tensor, spec: ScaledBits, dtype: torch.dtype) -> Tensor:
+    """`scaled_values` of the weight [out, columns] whose `compact_codes` these are."""
+    if quantizers.supports(codes, dtype):
+        return quantizers.packed_values(codes, columns, scale, shared_columns(columns, spec), dtype)
+    codes = unpack_2bit(codes, columns) if codes.dtype == torch.uint8 else codes
+    return codes.float().mul_(expand_scale(scale, spec, columns)).to(dtype)
 
 
 def rounded(weight: Tensor, expanded: Tensor, spec: ScaledBits) -> Tensor:

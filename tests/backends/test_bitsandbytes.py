@@ -20,7 +20,7 @@ from mote_quant.formats import Codes, format_for
 from mote_quant.formats.codebook import SCALE_OFFSET, SCALE_SCALE, SCALE_TABLE, TABLES, table_of
 from mote_quant.hf.attach import attach
 from mote_quant.hf.bnb import absorb, module_names, read
-from mote_quant.kernels import PackedLinear, bnb, ops
+from mote_quant.kernels import PackedLinear, bnb, table
 from mote_quant.recipe.plain import settings as settings_of
 from mote_quant.recipe.schema import CodebookBits, IntegerBits, PackedBits
 from mote_quant.steps.quantize.backends.bitsandbytes import quantize_codebook, quantize_int8
@@ -186,11 +186,11 @@ def test_their_product_agrees_with_the_reference_to_rounding(format, double, dty
     spec = CodebookBits(format=format, double_quant=double)
     layer, x = pack(weight("normal", 40, 128, 3), spec), torch.randn(2, 5, 128).to(dtype)
     bias = torch.randn(40).to(dtype)
-    chosen, reference = ops.OPS["codebook_matmul"]
-    assert ops._select("codebook_matmul", x, layer.packed) is chosen
+    chosen, reference = table.OPS["codebook_matmul"]
+    assert table._select("codebook_matmul", x, layer.packed) is chosen
     assert chosen.name == "bitsandbytes"
     assert reference.name == "torch"
-    ours, fast = (choice.matmul(x, layer.packed, bias) for choice in (reference, chosen))
+    ours, fast = (choice.run(x, layer.packed, bias) for choice in (reference, chosen))
     assert fast.dtype == dtype
     assert torch.allclose(
         fast.float(), ours.float(), rtol=0, atol=40 * torch.finfo(dtype).eps * float(ours.abs().max())

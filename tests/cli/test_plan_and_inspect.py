@@ -74,6 +74,25 @@ def test_inspect_as_tables(mote: Mote, finished: tuple[Any, Path]) -> None:
         assert part in shown
 
 
+def test_inspect_says_what_computes_packed_weights_here(mote: Mote, finished: tuple[Any, Path]) -> None:
+    found = json.loads(mote("inspect", "--kernels", "--json").stdout)
+    assert set(found) == {"kernels", "cpu", "threads"}
+    assert set(found["cpu"]) == {"level", "levels", "reason"}
+    assert (found["cpu"]["level"] is None) == (found["kernels"]["ternary_matmul"] == "torch")
+    shown = mote("inspect", "--kernels").stdout
+    for part in ("ternary_experts", "level in force", "levels here"):
+        assert part in shown
+    both = mote("inspect", finished[1], "--kernels").stdout
+    assert "What it weighs" in both
+    assert "level in force" in both
+
+
+def test_inspect_wants_a_folder_or_kernels(mote: Mote) -> None:
+    result = mote("inspect")
+    assert result.exit_code == 2
+    assert "--kernels" in result.stderr
+
+
 def test_inspect_a_dense_model_too(mote: Mote, model: str) -> None:
     result = mote("inspect", model, "--json")
     assert result.exit_code == 0, result.stderr

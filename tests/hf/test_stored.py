@@ -54,6 +54,11 @@ def of_layout(**values: Any) -> Callable[[Values], Any]:
     return lambda stored: stored["structure"]["layouts"][0].update(values)
 
 
+def first_format_in_base3(stored: Values) -> None:
+    stored["structure"]["packed"][0]["spec"] = {"format": "ternary", "packing": "base3"}
+    stored["version"] = 1
+
+
 def packed_alike(format: str) -> Callable[[Values], Any]:
     return lambda stored: stored["structure"]["packed"][0]["spec"].update(format=format)
 
@@ -82,6 +87,10 @@ DAMAGES: dict[str, tuple[Callable[[Values], Any], str]] = {
     "unknown key of a layout": (of_layout(capacity=2), r"layouts\.0\.capacity cannot be read: unknown key"),
     "unknown granularity": (of_layout(qat={"up_proj": {"format": "ternary", "granularity": "row"}}), "granularity"),
     "version in words": (lambda stored: stored.update(version="x"), "version cannot be read: expected a whole number"),
+    "base 3 of the first version": (
+        first_format_in_base3,
+        "base-3 weights are of mote format 1.*apply the recipe again",
+    ),
     "version to come": (lambda stored: stored.update(version=99), "mote format 99.*upgrade mote-quant"),
     "unknown key": (lambda stored: stored.update(colour="red"), "colour cannot be read: unknown key"),
     "files a list": (lambda stored: stored.update(files=[1]), "files cannot be read: expected a mapping"),

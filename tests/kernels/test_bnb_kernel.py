@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mote_quant.formats import Codes, format_for
-from mote_quant.kernels import PackedLinear, bnb, ops
+from mote_quant.kernels import PackedLinear, bnb, table
 from mote_quant.recipe.schema import CodebookBits
 
 
@@ -40,7 +40,7 @@ def test_without_the_library_the_reference_is_taken():
 def test_with_the_library_its_product_is_taken(monkeypatch):
     monkeypatch.setattr(bnb, "library", lambda: SimpleNamespace())
     assert bnb.supports(torch.randn(2, 64), layer().packed)
-    assert ops._select("codebook_matmul", torch.randn(2, 64), layer().packed).name == "bitsandbytes"
+    assert table._select("codebook_matmul", torch.randn(2, 64), layer().packed).name == "bitsandbytes"
 
 
 @pytest.mark.usefixtures("never_asked")
@@ -75,5 +75,5 @@ def test_the_first_choice_is_the_first_installed(monkeypatch):
     chosen = []
     for there in (True, False):
         monkeypatch.setattr(bnb, "find_spec", lambda name, there=there: object() if there else None)
-        chosen.append(ops.implementations()["codebook_matmul"])
+        chosen.append(table.implementations()["codebook_matmul"])
     assert chosen == ["bitsandbytes", "torch"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from mote_quant.formats.floating import dtype_of
 from mote_quant.formats.groups import count_groups
 from mote_quant.formats.integer import code_range
 from mote_quant.kernels import PackedLinear
-from mote_quant.kernels.ops import OPS, implementations
+from mote_quant.kernels.table import OPS, implementations
 from mote_quant.qat.linear import QatLinear
 from mote_quant.recipe.schema import IntegerBits, TernaryBits
 from mote_quant.ternary.activation import fake_quantize_activations
+from tests.rounding import assert_same_to_rounding
 
 integers = st.builds(
     IntegerBits,
@@ -27,13 +29,22 @@ integers = st.builds(
     symmetric=st.booleans(),
     scale_dtype=st.sampled_from(["float16", "bfloat16", "float32"]),
 )
-ternaries = st.builds(
-    TernaryBits,
-    format=st.just("ternary"),
-    granularity=st.sampled_from(["tensor", "channel"]),
-    packing=st.sampled_from(["2bit", "base3"]),
-    activations=st.sampled_from(["int8", "none"]),
-    scale_dtype=st.sampled_from(["float16", "float32"]),
+
+
+def ternary_specs(**more: Any) -> st.SearchStrategy[TernaryBits]:
+    return st.builds(
+        TernaryBits,
+        format=st.just("ternary"),
+        packing=st.sampled_from(["2bit", "base3"]),
+        activations=st.sampled_from(["int8", "none"]),
+        scale_dtype=st.sampled_from(["float16", "float32"]),
+        **more,
+    )
+
+
+ternaries = st.one_of(
+    ternary_specs(granularity=st.sampled_from(["tensor", "channel"])),
+    ternary_specs(granularity=st.just("group"), group_size=st.sampled_from([8, 16])),
 )
 specs = st.one_of(integers, ternaries)
 sizes = st.integers(1, 20)
@@ -96,15 +107,15 @@ def test_forward_is_a_linear_with_the_dequantized_weight(spec, out, into, bias):
     layer = packed(spec, out, into, bias)
     x = example_input(into)
     seen = fake_quantize_activations(x) if getattr(spec, "activations", "none") == "int8" else x
-    assert torch.equal(layer(x), F.linear(seen, layer.dequantize(), layer.bias))
+    assert_same_to_rounding(layer(x), F.linear(seen, layer.dequantize(), layer.bias))
 
 
 @given(spec=ternaries, out=sizes, into=sizes, dtype=st.sampled_from([torch.float32, torch.bfloat16]))
-def test_packed_forward_is_the_trained_forward_to_the_bit(spec, out, into, dtype):
+def test_packed_forward_is_the_trained_forward_to_rounding(spec, out, into, dtype):
     latent = trained(spec, out, into, dtype)
     layer = PackedLinear.pack(spec, latent.codes(), latent.bias, dtype)
     x = example_input(into, dtype)
-    assert torch.equal(layer(x), latent(x))
+    assert_same_to_rounding(layer(x), latent(x))
 
 
 @pytest.mark.parametrize("spec", [INT4, TERNARY], ids=["int4", "ternary"])

@@ -15,6 +15,7 @@ from mote_quant.qat.linear import QatLinear
 from mote_quant.ternary.quantize import absmean_scale
 from tests import pico
 from tests.mixtures import CALIBRATION, TRAIN, logits, mixture, quantize_it, reloaded, tensors_in, train_it, upcycled
+from tests.rounding import assert_same_to_rounding
 from tests.sources import source_for
 
 FORMATS = {
@@ -64,7 +65,7 @@ def test_codes_are_the_same_in_training_packed_and_reloaded(family, dtype, forma
     trained, codes = logits(model), {name: module.codes() for name, module in latents(model).items()}
     assert len(codes) == 2 * 4 * (3 if family == "llama" else 2)
     quantize_it(model, context)
-    assert torch.equal(logits(model), trained)
+    assert_same_to_rounding(logits(model), trained)
     loaded = reloaded(model, tmp_path)
     for found in (packed(model), packed(loaded)):
         assert found.keys() == codes.keys()
@@ -73,7 +74,7 @@ def test_codes_are_the_same_in_training_packed_and_reloaded(family, dtype, forma
             assert torch.equal(module.packed.tensors["weight_scale"], codes[name].scale), name
     for tensor in [*loaded.parameters(), *loaded.buffers()]:
         tensor.data = tensor.data.clone()  # the BLAS rounds otherwise where a tensor is aligned otherwise
-    assert torch.equal(logits(loaded), trained)
+    assert_same_to_rounding(logits(loaded), trained)
 
 
 @pytest.mark.parametrize("format", FORMATS)

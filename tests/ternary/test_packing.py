@@ -52,11 +52,16 @@ def test_digits_stand_as_documented():
     codes = torch.tensor([[1, 0, -1, 1, -1, 1]], dtype=torch.int8)
     digits = [2, 1, 0, 2, 0, 2]
     assert packing.pack_2bit(codes).tolist() == [[2 + 1 * 4 + 0 * 16 + 2 * 64, digits[4] + 2 * 4 + 1 * 16 + 1 * 64]]
-    assert packing.pack_base3(codes).tolist() == [[2 + 1 * 3 + 0 * 9 + 2 * 27, 2 + 1 * 3 + 1 * 9 + 1 * 27 + 1 * 81]]
+    numbers = [2 * 81 + 1 * 27 + 0 * 9 + 2 * 3 + 0, 2 * 81 + 1 * 27 + 1 * 9 + 1 * 3 + 1]
+    assert packing.pack_base3(codes).tolist() == [[math.ceil(256 * number / 243) for number in numbers]]
 
 
-def test_worst_byte_is_242():
-    assert packing.pack_base3(torch.ones(1, 5, dtype=torch.int8)).tolist() == [[242]]
+def test_base3_digits_come_out_by_multiplying():
+    codes = random_codes(50, 5)
+    fractions = packing.pack_base3(codes)[:, 0].int()
+    for place in range(5):
+        fractions = 3 * (fractions % 256)
+        assert torch.equal(fractions // 256 - 1, codes[:, place].int())
 
 
 @each_packing
@@ -99,12 +104,17 @@ def test_the_digit_3_is_found_wherever_it_stands(shift):
         packing.check_2bit(torch.tensor([[0, 3 << shift]], dtype=torch.uint8))
 
 
-@pytest.mark.parametrize("byte", [243, 255])
-def test_bytes_above_242_are_named(byte):
-    with pytest.raises(FormatError, match=f"byte {byte}"):
-        packing.check_base3(torch.tensor([[0, byte]], dtype=torch.uint8))
+def test_the_13_bytes_that_base3_never_makes_are_named():
+    valid = {math.ceil(256 * number / 243) for number in range(243)}
+    for byte in range(256):
+        packed = torch.tensor([[0, byte, 0]], dtype=torch.uint8)
+        if byte in valid:
+            packing.check_base3(packed)
+        else:
+            with pytest.raises(FormatError, match=f"byte {byte},"):
+                packing.check_base3(packed)
 
 
 def test_bytes_that_are_valid_pass():
-    packing.check_base3(torch.arange(243, dtype=torch.uint8).view(1, -1))
+    packing.check_base3(torch.empty(0, 3, dtype=torch.uint8))
     packing.check_2bit(torch.tensor([[0b10101010, 0b01010101, 0b10011000]], dtype=torch.uint8))

@@ -1,7 +1,8 @@
-"""What happens between training steps: the ternary ramp, progress, routing figures, the distance from a teacher."""
+"""What happens between training steps: the ternary ramp, what is kept through a step, progress, routing, distances."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
@@ -9,6 +10,7 @@ from transformers import TrainerCallback
 
 from mote_quant.hf.distillation import Distillation
 from mote_quant.moe import blocks
+from mote_quant.qat.keeping import keeping
 from mote_quant.qat.linear import QatLinear
 from mote_quant.steps.base import Progress
 
@@ -38,6 +40,26 @@ class Ramp(TrainerCallback):  # type: ignore[misc]
     def _set(self, strength: float) -> None:
         for layer in self._layers:
             layer.strength = strength
+
+
+class Accumulation(TrainerCallback):  # type: ignore[misc]
+    """Has weights quantized once for all micro-batches of a step; they stand still until the optimizer moves them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._window = ExitStack()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The first micro-batch of a step is about to run."""
+        self._window.enter_context(keeping(self._model))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The last one is done."""
+        self.end()
+
+    def end(self) -> None:
+        """However the training ended."""
+        self._window.close()
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]

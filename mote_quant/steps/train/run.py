@@ -23,7 +23,7 @@ from mote_quant.hf.trainer import MoteTrainer, Schedule
 from mote_quant.moe import blocks
 from mote_quant.recipe.schema import Distill, Train
 from mote_quant.steps.base import Context
-from mote_quant.steps.train.callbacks import Distance, Ramp, Watch
+from mote_quant.steps.train.callbacks import Accumulation, Distance, Ramp, Watch
 from mote_quant.steps.train.compiling import compiled
 from mote_quant.steps.train.precision import float32_weights
 from mote_quant.steps.train.selection import by_role, only_trainable, trainable_names
@@ -51,9 +51,12 @@ def run(model: nn.Module, config: Train, context: Context) -> nn.Module:
         folder = context.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         watch = Watch(model, context.progress)
         ramp = Ramp(model, _ramp_steps(config))
+        accumulation = Accumulation(model)
         stack.callback(ramp.end)
+        stack.callback(accumulation.end)
         distillation = None if config.distill is None else _distillation(config.distill, model)
         callbacks = [watch, *([ramp] if config.ternary_ramp or not config.fake_quantize else [])]
+        callbacks += [accumulation] if config.gradient_accumulation > 1 else []
         callbacks += [Distance(distillation)] if distillation else []
         samples = config.steps * config.batch_size * config.gradient_accumulation
         schedule = Schedule(source.train, samples, context.seed)

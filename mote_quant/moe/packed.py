@@ -1,0 +1,98 @@
+"""Packed experts of a layer run as one operation: no Python between the projections, nothing unpacked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from mote_quant.kernels import table
+from mote_quant.kernels.experts import ACTIVATIONS, PackedExperts
+from mote_quant.kernels.ops import format_of, spec_text, unwatched
+from mote_quant.kernels.packed_linear import PackedLinear
+from mote_quant.moe.experts import Expert
+from mote_quant.moe.router import Choice
+from mote_quant.recipe.schema import TernaryBits
+
+
+class Packed(NamedTuple):
+    """What `torch.ops.mote_quant.ternary_experts` takes of a layer's experts."""
+
+    weights: list[Tensor]
+    scales: list[Tensor]
+    biases: list[Tensor]
+    spec: str
+    gated: bool
+    inner: int
+
+
+def packed_route(x: Tensor, experts: Sequence[Expert], choice: Choice, activation: nn.Module) -> Tensor | None:
+    """`sum_k gate_k * E_k(x)` for `x` [T, hidden] by the op; None where the layer or the moment is not for it.
+
+    It gives no gradients, and takes ternary experts with int8 activations that are packed alike.
+    """
+    learns = torch.is_grad_enabled() and (x.requires_grad or choice.gates.requires_grad)
+    found = None if learns else gather(experts)
+    name = None if found is None else activation_name(activation)
+    if found is None or name is None:
+        return None
+    if choice.kept is None:
+        return _call(x, choice.experts, choice.gates, found, name)
+    tokens, slots = choice.kept.nonzero(as_tuple=True)
+    chosen, gates = choice.experts[tokens, slots], choice.gates[tokens, slots]
+    output = _call(x[tokens], chosen.unsqueeze(-1), gates.unsqueeze(-1), found, name)
+    return x.new_zeros(x.shape).index_add_(0, tokens, output)
+
+
+def _call(x: Tensor, chosen: Tensor, gates: Tensor, packed: Packed, activation: str) -> Tensor:
+    if unwatched(x):
+        form = format_of(packed.spec)
+        experts = PackedExperts(*packed[:3], form, packed.gated, x.shape[-1], packed.inner, activation)
+        return table.experts(x, chosen, gates, experts)
+    return cast(Tensor, torch.ops.mote_quant.ternary_experts(x, chosen, gates.float(), *packed, activation))
+
+
+def gather(experts: Sequence[Expert]) -> Packed | None:
+    """The stored tensors of all experts in the op's order; None unless all are packed as it takes them."""
+    first = getattr(experts[0], "up_proj", None)
+    if type(first) is not PackedLinear or not _fits(first.spec):
+        return None
+    gated = hasattr(experts[0], "gate_proj")
+    names = ("up_proj", "gate_proj", "down_proj") if gated else ("up_proj", "down_proj")
+    layers = [getattr(expert, name) for expert in experts for name in names]
+    if any(type(layer) is not PackedLinear or layer.spec != first.spec for layer in layers):
+        return None
+    biases = [] if first.bias is None else [layer.bias for layer in layers]
+    return Packed(
+        [layer.weight for layer in layers],
+        [layer.weight_scale for layer in layers],
+        biases,
+        spec_text(first.spec),
+        gated,
+        first.out_features,
+    )
+
+
+def _fits(spec: object) -> bool:
+    return isinstance(spec, TernaryBits) and spec.activations == "int8" and spec.granularity != "group"
+
+
+def activation_name(activation: nn.Module) -> str | None:
+    """Which of ACTIVATIONS a module computes, found by trying it; None if none of them."""
+    if activation not in _NAMES:
+        _NAMES[activation] = _try(activation)
+    return _NAMES[activation]
+
+
+_NAMES: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
+
+
+def _try(activation: nn.Module) -> str | None:
+    x = torch.linspace(-8.0, 8.0, 257, device="cpu")
+    with torch.no_grad(), torch.device("cpu"):
+        found = activation(x)
+        # Far closer than any two of them are to each other, far wider than rounding.
+        return next((name for name, known in ACTIVATIONS.items() if torch.allclose(found, known(x), atol=1e-5)), None)
