@@ -53,6 +53,11 @@ struct Vector {
     return _mm256_fmadd_ps(values, _mm256_loadu_ps(reinterpret_cast<const float*>(x)), sum);
   }
 
+  static void totals(Sum a, Sum b, Sum c, Sum d, float* to) {
+    const __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+  }
+
   static float total(Sum value) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));

@@ -168,6 +168,17 @@ struct Task {
   float* sums;
 };
 
+// The sums of one token over all lanes. Those of four rows together take half as many operations as one by one.
+template <int Rows, class AnyTile>
+void total_rows(const AnyTile& tile, int token, bool alone, float* totals) {
+  if constexpr (Rows == 4) {
+    if (!alone) {
+      return Vector::totals(tile.sums[0][token], tile.sums[1][token], tile.sums[2][token], tile.sums[3][token], totals);
+    }
+  }
+  for (int i = 0; i < (alone ? 1 : Rows); ++i) totals[i] = Vector::total(tile.sums[i][token]);
+}
+
 // `Rows` rows, or one alone in their place, by `Tokens` tokens.
 template <int Bits, int Rows, int Tokens>
 void multiply_tile(const Task<Bits>& task, const Factors* factors, const Panel& panel, int64_t row, bool alone,
@@ -179,11 +190,11 @@ void multiply_tile(const Task<Bits>& task, const Factors* factors, const Panel& 
   tile.planes = x.planes + token * x.token_bytes;
   tile.lane_sums = x.lane_sums == nullptr ? nullptr : x.lane_sums + token * x.blocks * Vector::LANES;
   tile.run(panel);
-  for (int i = 0; i < (alone ? 1 : Rows); ++i)
-    for (int t = 0; t < Tokens; ++t) {
-      float& sum = task.sums[(token + t) * task.rows + row + i];
-      sum = Vector::total(tile.sums[i][t]) + (panel.begin == 0 ? 0.0f : sum);
-    }
+  for (int t = 0; t < Tokens; ++t) {
+    float totals[Rows], *const sums = task.sums + (token + t) * task.rows + row;
+    total_rows<Rows>(tile, t, alone, totals);
+    for (int i = 0; i < (alone ? 1 : Rows); ++i) sums[i] = totals[i] + (panel.begin == 0 ? 0.0f : sums[i]);
+  }
 }
 
 // Rows [row, row + count), at most ROWS, by `Tokens` tokens, as many rows at a time as registers allow.
