@@ -20,7 +20,7 @@ class KernelBuildHook(BuildHookInterface):  # type: ignore[misc]
         build = _load(Path(self.root) / "mote_quant" / "kernels" / "cpu" / "build.py")
         try:
             made = build.build(flags=build.STRICT if version == "editable" else ())
-        except build.BuildError as error:
+        except (build.BuildError, OSError) as error:
             build.LIBRARY.unlink(missing_ok=True)
             self.app.display_warning(f"mote-quant is installed without its CPU kernels, and will be slow: {error}")
             return

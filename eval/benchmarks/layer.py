@@ -19,7 +19,7 @@ from eval.benchmarks.targets import LAYER, ROUTED
 from eval.benchmarks.timing import Call, race
 from mote_quant.moe import MoteBlock
 from mote_quant.moe.experts import Expert, route
-from mote_quant.moe.packed import packed_route
+from mote_quant.moe.packed import activation_name, packed_route
 from mote_quant.moe.router import Choice
 
 MOE, SAME, LOOP = "bf16 MoE layer, top-2 of 4", "the same layer in bf16", "torch bf16 expert loop"
@@ -59,7 +59,7 @@ def expert_loop(x: Tensor, experts: nn.ModuleList, choice: Choice, activation: n
 
 def routed(x: Tensor, experts: nn.ModuleList, choice: Choice, activation: nn.Module) -> Tensor:
     """What a MoteBlock does with a choice of its router."""
-    found = packed_route(x, cast("Sequence[Expert]", experts), choice, activation)
+    found = packed_route(x, cast("Sequence[Expert]", experts), choice, activation_name(activation))
     return route(x, experts, choice, activation) if found is None else found
 
 

@@ -13,10 +13,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from mote_quant.errors import KernelError
 from mote_quant.formats.base import Format, Shape
 from mote_quant.formats.registry import format_for
 from mote_quant.kernels import table
 from mote_quant.kernels.experts import PackedExperts
+from mote_quant.kernels.watching import traced
 from mote_quant.kernels.weight import PackedWeight
 from mote_quant.recipe.bits import PackedBits, read_bits
 from mote_quant.recipe.plain import settings
@@ -67,8 +69,7 @@ def unwatched(x: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not torch._C._autograd._profiler_enabled()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not traced()
     )
 
 
@@ -88,7 +89,8 @@ class _Differentiable(torch.autograd.Function):
         to_x = to_bias = None
         if ctx.needs_input_grad[0]:
             packed = _packed(spec, ctx.saved_tensors, shape)
-            to_x = gradient @ packed.format.decompress(packed.tensors, shape, dtype)
+            with torch.autocast(gradient.device.type, enabled=False):
+                to_x = gradient.to(dtype) @ packed.format.decompress(packed.tensors, shape, dtype)
         if ctx.needs_input_grad[1]:
             to_bias = gradient.flatten(0, -2).sum(0)
         return (to_x, to_bias, None, None, None, *[None] * len(ctx.saved_tensors))
@@ -107,6 +109,7 @@ def _run_matmul(
 def _fake_matmul(
     x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, spec: str, rows: int, columns: int
 ) -> Tensor:
+    _refuse_numbers(x)
     return x.new_empty(*x.shape[:-1], rows)
 
 
@@ -122,12 +125,19 @@ def _run_experts(
     inner: int,
     activation: str,
 ) -> Tensor:
-    experts = PackedExperts(weights, scales, biases, format_of(spec), gated, x.shape[-1], inner, activation)
+    experts = PackedExperts(weights, scales, biases, format_of(spec), gated, len(weights[-1]), inner, activation)
     return table.experts(x, chosen, gates, experts)
 
 
 def _fake_experts(x: Tensor, *others: Any) -> Tensor:
-    return torch.empty_like(x)
+    _refuse_numbers(x)
+    return x.new_empty(x.shape)
+
+
+def _refuse_numbers(x: Tensor) -> None:
+    """The shapes alone are asked for also where weights are on the meta device and the input is not."""
+    if type(x) is Tensor and not x.is_meta:
+        raise KernelError(f"x is on {x.device}, the packed weight on meta: load or move it first")
 
 
 def _register(name: str) -> None:

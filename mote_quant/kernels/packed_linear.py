@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mote_quant.errors import FormatError
-from mote_quant.formats.base import Codes, Shape
+from mote_quant.formats.base import Codes, Shape, check_tensors
 from mote_quant.formats.registry import format_for
 from mote_quant.kernels import table
 from mote_quant.kernels.ops import format_of, matmul, spec_text, unwatched
@@ -50,7 +50,7 @@ class PackedLinear(nn.Module):
         self._names = tuple(self.format.layout(shape))
         for name in self._names:
             self.register_buffer(name, tensors[name])
-        self._kept: dict[str, PackedWeight] = {}
+        self._kept: dict[str, tuple[list[Any], PackedWeight]] = {}
         self._spec, self._spec_behind = spec_text(spec), spec_text(_taking_rounded_input(spec))
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
 
@@ -89,6 +89,11 @@ class PackedLinear(nn.Module):
         """The weight as it is stored."""
         return PackedWeight(dict(self.named_buffers(recurse=False)), self._shape, self.format)
 
+    @property
+    def spec_text(self) -> str:
+        """The spec as ops are given it."""
+        return self._spec
+
     def codes(self) -> Tensor:
         """The integer codes [out, in]; FormatError for damaged bytes."""
         return self.format.codes(self.packed.tensors, self._shape)
@@ -125,10 +130,12 @@ class PackedLinear(nn.Module):
         """The weight as kernels take it, made anew only when a buffer was."""
         stored = cast("dict[str, Tensor]", self._buffers)
         kept = self._kept.get(spec)
-        if kept is None or any(kept.tensors[name] is not stored[name] for name in self._names):
-            kept = PackedWeight({name: stored[name] for name in self._names}, self._shape, format_of(spec))
-            self._kept[spec] = kept
-        return kept
+        state = [(tensor.data_ptr(), tensor.numel(), tensor.dtype) for tensor in map(stored.__getitem__, self._names)]
+        if kept is None or kept[0] != state or any(kept[1].tensors[name] is not stored[name] for name in self._names):
+            weight = PackedWeight({name: stored[name] for name in self._names}, self._shape, format_of(spec))
+            check_tensors(weight.tensors, weight.format.layout(self._shape))
+            kept = self._kept[spec] = state, weight
+        return kept[1]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}}
@@ -152,6 +159,7 @@ class PackedLinear(nn.Module):
             moved = fn(tensor)
             return tensor.to(moved.device) if id(tensor) in stored and moved.dtype != tensor.dtype else moved
 
+        self._kept.clear()
         probe = torch.empty(0, dtype=self.dtype, device=next(self.buffers()).device)
         self.dtype = fn(probe).dtype
         super()._apply(keep_type, recurse)  # type: ignore[no-untyped-call]

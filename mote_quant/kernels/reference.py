@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,7 +14,9 @@ from mote_quant.ternary.activation import fake_quantize_activations
 def matmul(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     """x [..., in], rounded to int8 per token where the spec asks for it, times the unpacked weight."""
     dense = weight.format.decompress(weight.tensors, weight.shape, x.dtype)
-    return F.linear(rounded_input(x, weight), dense, bias)
+    # The product is in the type of x for every implementation, and for those who ask before it is made.
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(rounded_input(x, weight), dense, None if bias is None else bias.to(x.dtype))
 
 
 def rounded_input(x: Tensor, weight: PackedWeight) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mote_quant.errors import KernelError
 from mote_quant.kernels import bnb, reference, triton
 from mote_quant.kernels import experts as routed
 from mote_quant.kernels.cpu import integer, library, ternary
@@ -69,6 +70,11 @@ OPS: Mapping[str, tuple[Implementation, ...]] = {
 
 def matmul(op: str, x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     """x [..., in] times a packed weight [out, in], by the fastest implementation that takes them."""
+    _check(x, weight.tensors["weight"], weight.shape[1])
+    if bias is not None and (bias.numel() != weight.shape[0] or not bias.is_floating_point()):
+        raise KernelError(f"{op}: {weight.shape[0]} rows cannot take a bias {bias.dtype} {list(bias.shape)}")
+    if x.is_neg():
+        x = x.resolve_neg()
     choices, kind = OPS[op], (x.dtype, x.device, x.numel() > 0)
     remembered = weight.taken.get(kind)
     if remembered is None or remembered[0] is not choices:
@@ -79,7 +85,21 @@ def matmul(op: str, x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Ten
 
 def experts(x: Tensor, chosen: Tensor, gates: Tensor, packed: PackedExperts) -> Tensor:
     """`sum_k gate_k * E_k(x)` for x [T, hidden], by the fastest implementation that takes them."""
+    _check(x, packed.weights[0], packed.hidden)
+    fits = chosen.dim() == 2 and chosen.shape == gates.shape and len(chosen) == len(x)
+    if not fits or chosen.is_floating_point() or x.dim() != 2:
+        found = f"{list(x.shape)}, {chosen.dtype} {list(chosen.shape)}, {list(gates.shape)}"
+        raise KernelError(f"experts take x [T, hidden], integers chosen [T, k] and gates [T, k], found {found}")
+    if x.is_neg():
+        x = x.resolve_neg()
     return _select("ternary_experts", x, packed).run(x, chosen, gates, packed)
+
+
+def _check(x: Tensor, stored: Tensor, columns: int) -> None:
+    if x.dim() == 0 or x.shape[-1] != columns:
+        raise KernelError(f"a packed weight of {columns} columns cannot take x {list(x.shape)}")
+    if x.device != stored.device:
+        raise KernelError(f"x is on {x.device}, the packed weight on {stored.device}: move one of them")
 
 
 def implementations() -> dict[str, str]:

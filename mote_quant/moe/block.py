@@ -13,7 +13,7 @@ from mote_quant.moe.experts import Expert, route, visit
 from mote_quant.moe.layout import MoteLayout
 from mote_quant.moe.lora import Dense, mixture, pass_up
 from mote_quant.moe.losses import attach, balance_loss, expert_load, z_loss
-from mote_quant.moe.packed import packed_route
+from mote_quant.moe.packed import activation_name, packed_route
 from mote_quant.moe.router import Choice, Router, thinned
 
 
@@ -74,6 +74,7 @@ class MoteBlock(nn.Module):
         self.gate = Router(layout, device)
         self.experts = nn.ModuleList(experts)
         self.activation = activation
+        self._activation_name = activation_name(activation)
         if shared_expert is not None:
             self.shared_expert = shared_expert
         if layout.inline:
@@ -107,7 +108,7 @@ class MoteBlock(nn.Module):
         return visit(cast(Expert, self.experts[index]), seen, self.activation)
 
     def _routed(self, x: Tensor, choice: Choice) -> Tensor:
-        packed = packed_route(x, cast("Sequence[Expert]", self.experts), choice, self.activation)
+        packed = packed_route(x, cast("Sequence[Expert]", self.experts), choice, self._activation_name)
         return route(x, self.experts, choice, self.activation) if packed is None else packed
 
     @property

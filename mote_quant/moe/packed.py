@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from mote_quant.kernels import table
 from mote_quant.kernels.experts import ACTIVATIONS, PackedExperts
-from mote_quant.kernels.ops import format_of, spec_text, unwatched
+from mote_quant.kernels.ops import format_of, unwatched
 from mote_quant.kernels.packed_linear import PackedLinear
 from mote_quant.moe.experts import Expert
 from mote_quant.moe.router import Choice
@@ -29,14 +28,15 @@ class Packed(NamedTuple):
     inner: int
 
 
-def packed_route(x: Tensor, experts: Sequence[Expert], choice: Choice, activation: nn.Module) -> Tensor | None:
+def packed_route(x: Tensor, experts: Sequence[Expert], choice: Choice, name: str | None) -> Tensor | None:
     """`sum_k gate_k * E_k(x)` for `x` [T, hidden] by the op; None where the layer or the moment is not for it.
+
+    `name` is the `activation_name`.
 
     It gives no gradients, and takes ternary experts with int8 activations that are packed alike.
     """
     learns = torch.is_grad_enabled() and (x.requires_grad or choice.gates.requires_grad)
-    found = None if learns else gather(experts)
-    name = None if found is None else activation_name(activation)
+    found = None if learns or name is None else gather(experts)
     if found is None or name is None:
         return None
     if choice.kept is None:
@@ -66,14 +66,21 @@ def gather(experts: Sequence[Expert]) -> Packed | None:
     if any(type(layer) is not PackedLinear or layer.spec != first.spec for layer in layers):
         return None
     biases = [] if first.bias is None else [layer.bias for layer in layers]
+    if any((layer.bias is None) != (first.bias is None) or _hooked(layer) for layer in layers):
+        return None
     return Packed(
         [layer.weight for layer in layers],
         [layer.weight_scale for layer in layers],
         biases,
-        spec_text(first.spec),
+        first.spec_text,
         gated,
         first.out_features,
     )
+
+
+def _hooked(layer: nn.Module) -> bool:
+    """Whether something is to happen when this very layer is called, as where accelerate offloads it."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
 
 
 def _fits(spec: object) -> bool:
@@ -82,17 +89,12 @@ def _fits(spec: object) -> bool:
 
 def activation_name(activation: nn.Module) -> str | None:
     """Which of ACTIVATIONS a module computes, found by trying it; None if none of them."""
-    if activation not in _NAMES:
-        _NAMES[activation] = _try(activation)
-    return _NAMES[activation]
-
-
-_NAMES: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
-
-
-def _try(activation: nn.Module) -> str | None:
-    x = torch.linspace(-8.0, 8.0, 257, device="cpu")
+    holds_something = any(True for _ in activation.children()) or activation._parameters or activation._buffers
+    if holds_something:
+        return None
     with torch.no_grad(), torch.device("cpu"):
+        # Some are cut off far from 0.
+        x = torch.cat([torch.linspace(-8.0, 8.0, 257), torch.tensor([-1e4, -100.0, -20.0, 20.0, 100.0, 1e4])])
         found = activation(x)
         # Far closer than any two of them are to each other, far wider than rounding.
         return next((name for name, known in ACTIVATIONS.items() if torch.allclose(found, known(x), atol=1e-5)), None)

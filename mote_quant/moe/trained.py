@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.dropout import _DropoutNd
 
 from mote_quant.qat.grouped import GroupedProduct, groupable
 from mote_quant.qat.linear import QatLinear, compute_dtype
@@ -62,6 +63,8 @@ class Network:
     ) -> Network | None:
         """None for what is left to autograd."""
         plain = next(activation.parameters(), None) is None and not getattr(activation, "inplace", False)
+        # What is computed again in backward must come out the same.
+        plain = plain and not any(isinstance(part, _DropoutNd) for part in activation.modules())
         if torch.compiler.is_compiling() or not plain:
             return None
         if not all(isinstance(layer, QatLinear) and layer.scaled for layers in experts for layer in layers):

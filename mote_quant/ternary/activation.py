@@ -19,7 +19,8 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     if quantizers.supports(x):
         return quantizers.quantized_activations(x, torch.float32, whole=True)
     x = x.float()
-    scales = x.abs().amax(dim=-1, keepdim=True).clamp_min_(EPSILON).div_(LIMIT)
+    # By a tensor: CUDA turns a division by a number into a product with its reciprocal, which rounds otherwise.
+    scales = x.abs().amax(dim=-1, keepdim=True).clamp_min_(EPSILON).div_(x.new_full((), LIMIT))
     return torch.div(x, scales).round_().clamp_(-LIMIT, LIMIT), scales
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mote_quant.errors import FormatError, KernelError
 from mote_quant.formats import Codes, format_for
 from mote_quant.kernels import PackedLinear, reference, table
 from mote_quant.kernels.experts import ACTIVATIONS, PackedExperts
@@ -147,3 +148,61 @@ def test_names_of_activations_tell_their_functions_apart():
     x = torch.linspace(-4, 4, 101)
     values = [tuple(function(x).tolist()) for function in ACTIVATIONS.values()]
     assert len(set(values)) == len(ACTIVATIONS)
+
+
+@pytest.mark.parametrize("op", SPECS)
+def test_a_default_device_of_another_kind_changes_nothing(op):
+    made, x = layer(SPECS[op]), arguments(op)[0]
+    with torch.no_grad():
+        wanted = made(x)
+        with torch.device("meta"):
+            assert torch.equal(made(x), wanted)
+
+
+@pytest.mark.parametrize("op", SPECS)
+def test_a_traced_layer_goes_on_computing(op):
+    made, x = layer(SPECS[op]), arguments(op)[0]
+    with torch.no_grad():
+        seen = torch.fx.experimental.proxy_tensor.make_fx(made)(x)
+        torch.testing.assert_close(seen(2 * x), made(2 * x))
+        assert any(op in str(node.target) for node in seen.graph.nodes)
+
+
+@pytest.mark.parametrize("op", SPECS)
+def test_autocast_leaves_the_type_of_the_input_and_its_gradient(op):
+    made, x = layer(SPECS[op]), arguments(op)[0].requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = made(x)
+    y.float().sum().backward()
+    assert y.dtype == x.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("op", SPECS)
+def test_bad_input_is_told_before_any_kernel_sees_it(op):
+    x, weight, _, spec, rows, columns = arguments(op)
+    call = getattr(torch.ops.mote_quant, op)
+    for bias in (torch.ones(1), torch.ones(rows, dtype=torch.int32)):
+        with pytest.raises(KernelError, match="bias"):
+            call(x, weight, bias, spec, rows, columns)
+    with pytest.raises(KernelError, match="columns"):
+        call(x[:, :-1], weight, None, spec, rows, columns)
+    with pytest.raises(KernelError, match="meta"):
+        call(x, [tensor.to("meta") for tensor in weight], None, spec, rows, columns)
+
+
+@pytest.mark.parametrize("op", SPECS)
+def test_a_buffer_that_was_swapped_under_the_layer_is_noticed(op):
+    made, x = layer(SPECS[op]), arguments(op)[0]
+    with torch.no_grad():
+        made(x)
+        made.weight.data = made.weight.data.flip(0).contiguous()
+        torch.testing.assert_close(made(x), reference.matmul(x, made.packed, None))
+        made.weight.data = made.weight.data[:1].clone()
+        with pytest.raises(FormatError):
+            made(x)
+
+
+def test_numbers_whose_sign_is_pending_are_negated():
+    made, x = layer(SPECS["int_matmul"]), arguments("int_matmul")[0]
+    with torch.no_grad():
+        torch.testing.assert_close(made(torch._neg_view(x)), made(-x))

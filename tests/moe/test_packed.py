@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from mote_quant.errors import KernelError
 from mote_quant.hf.structure import replace_module
 from mote_quant.kernels import PackedLinear, table
 from mote_quant.moe.block import MoteBlock
@@ -49,7 +50,7 @@ def test_the_op_is_the_loop_over_experts_to_rounding(family, top_k, packing, tak
     x = tokens(11)
     with torch.no_grad():
         choice = block.gate(x)
-        found = packed_route(x, block.experts, choice, block.activation)
+        found = packed_route(x, block.experts, choice, activation_name(block.activation))
         torch.testing.assert_close(found, route(x, block.experts, choice, block.activation), rtol=1e-4, atol=1e-6)
     assert taken == [11]
 
@@ -122,14 +123,33 @@ def test_activations_are_known_by_what_they_compute(name, expected):
     assert activation_name(ACT2FN[name]) == expected
 
 
-def test_an_activation_is_tried_once():
-    calls = []
+@pytest.mark.parametrize("name", ["gelu_10", "prelu", "laplace"])
+def test_what_is_alike_only_near_0_or_learns_is_not_known(name):
+    assert activation_name(nn.PReLU(init=0.0) if name == "prelu" else ACT2FN[name]) is None
 
-    class Counting(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            calls.append(len(x))
-            return torch.relu(x)
 
-    counting = Counting()
-    assert [activation_name(counting) for _ in range(3)] == ["relu"] * 3
-    assert len(calls) == 1
+def test_a_layer_that_does_something_when_it_is_called_is_called():
+    block = packed_block()
+    block.experts[1].down_proj.register_forward_pre_hook(lambda module, args: None)
+    assert gather(block.experts) is None
+
+
+def test_experts_of_which_some_layers_have_a_bias_are_visited_one_by_one():
+    block = packed_block()
+    layer = block.experts[0].down_proj
+    layer.bias = nn.Parameter(torch.ones(layer.out_features), requires_grad=False)
+    assert gather(block.experts) is None
+
+
+def test_choices_and_gates_that_do_not_belong_together_are_refused():
+    packed = gather(packed_block().experts)
+    op = torch.ops.mote_quant.ternary_experts
+    x, chosen, gates = tokens(3), torch.zeros(3, 1, dtype=torch.int64), torch.ones(3, 1)
+    for wrong in (
+        (x[:, :9], chosen, gates),
+        (x, chosen[:2], gates),
+        (x, chosen, gates[:2]),
+        (x, chosen.float(), gates),
+    ):
+        with pytest.raises(KernelError):
+            op(*wrong, *packed, "silu")

@@ -25,6 +25,8 @@ COMMON: tuple[str, ...] = (
 )
 STRICT = ("-Werror",)
 # A symbol that is missing is an error now, not when somebody loads the library (elsewhere than on Linux it always is).
+# By its own name, for a compiler that was named in $CC is one of C.
+_LIBRARIES = ("-lstdc++", "-lm") if sys.platform == "linux" else ()
 _LINK = ("-shared", "-pthread", *(["-Wl,--no-undefined"] if sys.platform == "linux" else []))
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
@@ -52,7 +54,10 @@ def compiler() -> list[str]:
     """The command of a C++ compiler; BuildError where none works."""
     named = os.environ.get("CXX") or os.environ.get("CC")
     for command in [named] if named else ["c++", "g++", "clang++"]:
-        words = shlex.split(command)
+        try:
+            words = shlex.split(command)
+        except ValueError as error:
+            raise BuildError(f"{command!r} in CXX or CC is no command ({error})") from error
         if words and shutil.which(words[0]) and _accepts(words, ()):
             return words
     missing = f"{named} compiles no C++17" if named else "there is no C++ compiler (c++, g++ or clang++)"
@@ -71,7 +76,7 @@ def build(output: Path = LIBRARY, *, flags: tuple[str, ...] = STRICT) -> Path:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda job: _run([*command, *job[2], "-c", str(job[0]), "-o", str(job[1])]), jobs))
         linked = Path(scratch) / output.name
-        _run([*command, *_LINK, *[str(made) for _, made, _ in jobs], "-o", str(linked)])
+        _run([*command, *_LINK, *[str(made) for _, made, _ in jobs], "-o", str(linked), *_LIBRARIES])
         output.parent.mkdir(parents=True, exist_ok=True)
         arrived = output.with_name(f".{output.name}.{os.getpid()}")
         shutil.copy2(linked, arrived)

@@ -71,7 +71,7 @@ def few_tokens(form: Format) -> int:
 def dequantize(weight: PackedWeight, begin: int, end: int, dtype: torch.dtype) -> Tensor:
     """Rows [begin, end) of the dense weight: the numbers of the format's `decompress`."""
     factors = weight.tensors.get(INPUT_SCALE)
-    out = torch.empty(end - begin, weight.shape[1], dtype=torch.float32 if factors is not None else dtype)
+    out = torch.empty(end - begin, weight.shape[1], dtype=torch.float32 if factors is not None else dtype, device="cpu")
     _unpack(weight, begin, out)
     return out if factors is None else out.mul_(factors.float()).to(dtype)
 
@@ -96,7 +96,7 @@ def _many(x: Tensor, tokens: int, weight: PackedWeight, bias: Tensor | None) -> 
     (rows, columns), factors = weight.shape, weight.tensors.get(INPUT_SCALE)
     flat, out = x.view(tokens, columns), x.new_empty(tokens, rows)
     step = max(16, UNPACKED_BYTES // max(1, columns * x.element_size()))
-    dense = torch.empty(min(step, rows), columns, dtype=x.dtype)
+    dense = torch.empty(min(step, rows), columns, dtype=x.dtype, device="cpu")
     for begin in range(0, rows, step):
         part = slice(begin, min(begin + step, rows))
         block = dense[: part.stop - begin]

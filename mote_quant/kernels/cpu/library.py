@@ -8,6 +8,7 @@ import os
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,7 +51,11 @@ def library() -> ctypes.CDLL | None:
     choice = os.environ.get(CHOICE, "")
     if choice == REFERENCE:
         return None
+    if choice and choice not in Level.__members__:
+        raise KernelError(f"{CHOICE}={choice}: levels are {', '.join(Level.__members__)}, and {REFERENCE}")
     found = _load(LIBRARY)
+    if found is None and choice:
+        raise KernelError(f"{CHOICE}={choice}: there are no CPU kernels here; {HOW_TO_BUILD}")
     if found is not None:
         _share_threads(found)
         if choice:
@@ -120,27 +125,16 @@ def _force(found: ctypes.CDLL, name: str) -> None:
 
 def _share_threads(found: ctypes.CDLL) -> None:
     """Let the kernels run on torch's own OpenMP threads: a second team would compete with them for the cores."""
-    runtime = _openmp_of_torch()
-    start = getattr(runtime, "GOMP_parallel", None) if runtime is not None else None
+    start = _openmp_of_torch()
     if start is not None:
         found.mote_set_runner(ctypes.cast(start, ctypes.c_void_p))
 
 
-def _openmp_of_torch() -> ctypes.CDLL | None:
-    """The OpenMP runtime that is in this process already; LLVM's and Intel's answer to GNU's names too."""
-    torch.get_num_threads()
-    for name in _loaded_libraries():
-        if os.path.basename(name).startswith(("libgomp", "libomp", "libiomp5")):
-            try:
-                return ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
-            except OSError:
-                continue
-    return None
-
-
-def _loaded_libraries() -> list[str]:
+def _openmp_of_torch() -> Any:
+    """GOMP_parallel of the OpenMP runtime that torch uses; LLVM's and Intel's answer to GNU's name too."""
+    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
+        # What a library depends on is searched with it.
+        return getattr(ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_LAZY), "GOMP_parallel", None)
     except OSError:
-        return []
-    return list(dict.fromkeys(parts[5] for line in lines if len(parts := line.split(maxsplit=5)) == 6))
+        return None

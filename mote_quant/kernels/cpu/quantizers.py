@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mote_quant.errors import KernelError
 from mote_quant.kernels.cpu.library import library
+from mote_quant.kernels.watching import traced
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _READ = {*_TYPES, torch.uint8}
@@ -31,44 +32,47 @@ _SIGNATURES = {
 def supports(x: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether there are kernels for this tensor, and for results in `dtype` (None: in the tensor's own).
 
-    Not while torch.compile traces: it fuses the reference itself.
+    Not while torch.compile traces, which fuses the reference itself, nor while anybody else does.
     """
     if torch.compiler.is_compiling() or x.device.type != "cpu" or type(x) not in (Tensor, torch.nn.Parameter):
         return False
     known = x.dtype in _TYPES if dtype is None else dtype in _TYPES and x.dtype in _READ
-    return known and x.is_contiguous() and x.numel() > 0 and library() is not None
+    plain = x.is_contiguous() and x.numel() > 0 and not x.is_neg() and not traced()
+    return known and plain and library() is not None
 
 
 def absolute_sums(x: Tensor, group: int) -> Tensor:
     """The sums of |x| [rows, columns] over every `group` columns, float64 [rows, groups]: equal for any threads."""
     rows, columns = x.shape
     group = min(group, columns)
-    sums = torch.empty(rows, -(-columns // group), dtype=torch.float64)
+    sums = torch.empty(rows, -(-columns // group), dtype=torch.float64, device="cpu")
     _call("mote_absolute_sums", x.data_ptr(), _TYPES[x.dtype], rows, columns, group, sums.data_ptr())
     return sums
 
 
 def values(weight: Tensor, scale: Tensor, group: int, binary: bool, dtype: torch.dtype) -> Tensor:
     """Each code times its scale, in `dtype`."""
-    return _ternarize(weight, scale, group, binary, torch.empty(weight.shape, dtype=dtype), _TYPES[dtype])
+    return _ternarize(weight, scale, group, binary, torch.empty(weight.shape, dtype=dtype, device="cpu"), _TYPES[dtype])
 
 
 def codes(weight: Tensor, scale: Tensor, group: int, binary: bool) -> Tensor:
     """int8 codes in {-1, 0, 1} or {-1, 1}."""
-    return _ternarize(weight, scale, group, binary, torch.empty(weight.shape, dtype=torch.int8), _CODES_INT8)
+    return _ternarize(
+        weight, scale, group, binary, torch.empty(weight.shape, dtype=torch.int8, device="cpu"), _CODES_INT8
+    )
 
 
 def packed_codes(weight: Tensor, scale: Tensor, group: int, binary: bool) -> Tensor:
     """The codes as `pack_2bit` packs them: uint8 [rows, ceil(columns / 4)]."""
     rows, columns = weight.shape
-    packed = torch.empty(rows, -(-columns // 4), dtype=torch.uint8)
+    packed = torch.empty(rows, -(-columns // 4), dtype=torch.uint8, device="cpu")
     return _ternarize(weight, scale, group, binary, packed, _CODES_2BIT)
 
 
 def packed_values(packed: Tensor, columns: int, scale: Tensor, group: int, dtype: torch.dtype) -> Tensor:
     """Packed codes times their scales: [rows, columns] in `dtype`."""
     rows, scale, group = packed.shape[0], scale.float().contiguous(), min(group, columns)
-    out = torch.empty(rows, columns, dtype=dtype)
+    out = torch.empty(rows, columns, dtype=dtype, device="cpu")
     row_scales = _row_scales(scale, rows, columns, group)
     _call(
         "mote_expand_2bit",
@@ -80,8 +84,8 @@ def packed_values(packed: Tensor, columns: int, scale: Tensor, group: int, dtype
 
 def quantized_activations(x: Tensor, dtype: torch.dtype, whole: bool = False) -> tuple[Tensor, Tensor]:
     """`x` [..., features] by `ternary.activation`, in `dtype`: values, or `whole` numbers; scales float32 [..., 1]."""
-    out = torch.empty(x.shape, dtype=dtype)
-    scales = torch.empty(*x.shape[:-1], 1, dtype=torch.float32)
+    out = torch.empty(x.shape, dtype=dtype, device="cpu")
+    scales = torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device="cpu")
     _call(
         "mote_quantize_activations",
         *(x.data_ptr(), _TYPES[x.dtype], scales.numel(), x.shape[-1], int(whole)),

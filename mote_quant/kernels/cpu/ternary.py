@@ -61,7 +61,7 @@ def supports(x: Tensor, weight: PackedWeight) -> bool:
 
 def matmul(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     """x [..., in] -> [..., out] in the type of x, for what `supports` is true of."""
-    out = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype)
+    out = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype, device="cpu")
     codes, scale = weight.tensors["weight"], weight.tensors["weight_scale"]
     _multiply(x, math.prod(x.shape[:-1]), codes, scale, _packing(weight.format), bias, out)
     return out
@@ -80,7 +80,7 @@ def multiply(
     _check(scale, _TYPES, [1, rows], f"scales of {rows} rows")
     if bias is not None:
         _check(bias, _TYPES, [rows], f"biases of {rows} rows")
-    out = torch.empty((tokens, rows), dtype=x.dtype)
+    out = torch.empty((tokens, rows), dtype=x.dtype, device="cpu")
     _multiply(x, tokens, codes, scale, packing, bias, out)
     return out
 
@@ -92,7 +92,7 @@ def accumulate(activations: Tensor, codes: Tensor, packing: Packing, rows: int) 
         raise FormatError("ternary products take int8 activations in -127..127")
     _check(codes, _CODES, [_bytes(packing, rows, columns)], f"codes of [{rows}, {columns}]")
     activations, codes = activations.contiguous(), codes.contiguous()
-    out = torch.empty(tokens, rows, dtype=torch.int32)
+    out = torch.empty(tokens, rows, dtype=torch.int32, device="cpu")
     _call(
         "mote_ternary_accumulate",
         *(activations.data_ptr(), tokens, columns),
@@ -105,8 +105,8 @@ def accumulate(activations: Tensor, codes: Tensor, packing: Packing, rows: int) 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [n, in] -> int8 codes as `x` and float32 scales [n, 1]; codes 0, scale NaN for one that is not finite."""
     x = x.contiguous()
-    codes = torch.empty(x.shape, dtype=torch.int8)
-    scales = torch.empty(len(x), 1)
+    codes = torch.empty(x.shape, dtype=torch.int8, device="cpu")
+    scales = torch.empty(len(x), 1, device="cpu")
     _call("mote_ternary_quantize", x.data_ptr(), _TYPES[x.dtype], *x.shape, codes.data_ptr(), scales.data_ptr())
     return codes, scales
 
@@ -137,8 +137,7 @@ def experts(x: Tensor, chosen: Tensor, gates: Tensor, packed: PackedExperts) -> 
         raise FormatError(f"experts take x [T, {packed.hidden}], chosen [T, k] and gates [T, k], found {found}")
     x, chosen, gates = _whole(x), _whole(chosen, torch.int64), _whole(gates, torch.float32)
     out = torch.empty_like(x)
-    _call(
-        "mote_ternary_experts",
+    error = _functions().mote_ternary_experts(
         *(x.data_ptr(), _TYPES[x.dtype], len(x), packed.hidden, packed.inner, packed.count, chosen.shape[1]),
         *(chosen.data_ptr(), gates.data_ptr(), packed.gated, _ACTIVATIONS[packed.activation]),
         *(_addresses(packed.weights), _PACKINGS[_packing(packed.format)][0]),
@@ -146,6 +145,9 @@ def experts(x: Tensor, chosen: Tensor, gates: Tensor, packed: PackedExperts) -> 
         *((_addresses(packed.biases), _TYPES[packed.biases[0].dtype]) if packed.biases else (None, 0)),
         *(out.data_ptr(), torch.get_num_threads()),
     )
+    if error:
+        span = f"{int(chosen.min())} to {int(chosen.max())}" if chosen.numel() else "none"
+        raise KernelError(f"experts failed with code {error}: {packed.count} experts, chosen {span}; or out of memory")
     return out
 
 

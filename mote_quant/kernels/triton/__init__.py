@@ -37,12 +37,14 @@ def interpreted() -> bool:
 
 def supports(x: Tensor, weight: PackedWeight) -> bool:
     """Whether `matmul` takes this product: ternary weights, and integers of 8, 4 and 2 bits."""
-    return _reaches(x, weight.tensors["weight"]) and min(weight.shape) > 0 and _kernel(weight) is not None
+    if not _reaches(x, weight.tensors["weight"]) or min(weight.shape) == 0:
+        return False
+    return all(tensor.is_contiguous() for tensor in weight.tensors.values()) and _kernel(weight) is not None
 
 
 def matmul(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     """x [..., in] -> [..., out] in the type of x; rounded to int8 per token where the spec asks for it."""
-    return cast(_Matmul, _kernel(weight))(x, weight, bias)
+    return cast(_Matmul, _kernel(weight))(x, weight, None if bias is None else bias.contiguous())
 
 
 def supports_experts(x: Tensor, packed: PackedExperts) -> bool:
