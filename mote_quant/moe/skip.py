@@ -70,7 +70,7 @@ def _rates(model: nn.Module, layers: Mapping[str, MoteBlock], batches: Sequence[
     """The share of tokens that each layer skips; None without tokens."""
     found = _confidences(model, layers, batches)
     return [
-        float((found[path] < block.layout.skip_below).float().mean()) if path in found else None
+        float((found[path] < block.layout.skip_below).double().mean()) if path in found else None
         for path, block in layers.items()
     ]
 
