@@ -57,9 +57,9 @@ def expert_loop(x: Tensor, experts: nn.ModuleList, choice: Choice, activation: n
     return out
 
 
-def routed(x: Tensor, experts: nn.ModuleList, choice: Choice, activation: nn.Module) -> Tensor:
-    """What a MoteBlock does with a choice of its router."""
-    found = packed_route(x, cast("Sequence[Expert]", experts), choice, activation_name(activation))
+def routed(x: Tensor, experts: nn.ModuleList, choice: Choice, activation: nn.Module, *, name: str | None) -> Tensor:
+    """What a MoteBlock does with a choice of its router; it has found the activation's `name` when it was made."""
+    found = packed_route(x, cast("Sequence[Expert]", experts), choice, name)
     return route(x, experts, choice, activation) if found is None else found
 
 
@@ -95,7 +95,8 @@ def _routed(blocks: Mapping[str, MoteBlock], tokens: int, shape: tuple[int, int]
         copies = _copies(block.experts, scale)
         return [partial(function, x, part, choice, block.activation) for part in copies for x, choice in inputs]
 
-    contenders = {ROUTED: calls(routed, blocks[LAYER]), LOOP: calls(expert_loop, blocks[SAME])}
+    ours = partial(routed, name=activation_name(blocks[LAYER].activation))
+    contenders = {ROUTED: calls(ours, blocks[LAYER]), LOOP: calls(expert_loop, blocks[SAME])}
     times = race(contenders, scale.cell_seconds, rounds=scale.rounds)
     asked = round(statistics.fmean(len(choice.experts.unique()) for _, choice in inputs))
     work = {"read_bytes": asked * _nbytes(blocks[LAYER].experts[0]), "operations": 6 * math.prod(shape) * tokens}
