@@ -22,11 +22,10 @@ from mote_quant.formats.groups import group_width
 from mote_quant.formats.integer import BITS, INPUT_SCALE
 from mote_quant.formats.registry import format_for
 from mote_quant.kernels.cpu import library
+from mote_quant.kernels.cpu.calling import TYPES, check, declared
 from mote_quant.kernels.weight import PackedWeight
 from mote_quant.recipe.schema import BinaryBits, IntegerBits, TernaryBits
 
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""`MoteType` of abi.h."""
 FEW_TOKENS = 24
 """Up to so many tokens take the packed bytes as they are."""
 FEW_TOKENS_INT8 = 12
@@ -143,19 +142,9 @@ def _address(tensor: Tensor | None) -> int | None:
 
 
 def _call(name: str, *arguments: int | None) -> None:
-    if error := _functions()[name](*arguments):
-        raise KernelError(f"{name} failed with error {error}: {_ERRORS.get(error, 'unknown')}")
-
-
-_ERRORS = {1: "a tensor it does not take", 2: "out of memory"}
+    check(name, getattr(_functions(), name)(*arguments))
 
 
 @cache
-def _functions() -> dict[str, Any]:
-    found = library.library()
-    if found is None:
-        raise KernelError("the CPU kernels are not there: ask `supports` first")
-    functions = {"mote_int_matmul": found.mote_int_matmul, "mote_int_unpack": found.mote_int_unpack}
-    for name, arguments in (("mote_int_matmul", _MATMUL), ("mote_int_unpack", _UNPACK)):
-        functions[name].argtypes = arguments
-    return functions
+def _functions() -> Any:
+    return declared({"mote_int_matmul": _MATMUL, "mote_int_unpack": _UNPACK})

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from mote_quant.errors import KernelError
+from mote_quant.kernels.cpu.calling import TYPES, check, declared
 from mote_quant.kernels.cpu.library import library
 from mote_quant.kernels.watching import traced
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1}
-_READ = {*_TYPES, torch.uint8}
+_FLOATS = (torch.float32, torch.bfloat16)
+_READ = (*_FLOATS, torch.uint8)
 _CODES_INT8, _CODES_2BIT = 16, 17
 _LONG, _INT, _POINTER = ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p
 _SIGNATURES = {
@@ -36,7 +37,7 @@ def supports(x: Tensor, dtype: torch.dtype | None = None) -> bool:
     """
     if torch.compiler.is_compiling() or x.device.type != "cpu" or type(x) not in (Tensor, torch.nn.Parameter):
         return False
-    known = x.dtype in _TYPES if dtype is None else dtype in _TYPES and x.dtype in _READ
+    known = x.dtype in _FLOATS if dtype is None else dtype in _FLOATS and x.dtype in _READ
     plain = x.is_contiguous() and x.numel() > 0 and not x.is_neg() and not traced()
     return known and plain and library() is not None
 
@@ -46,13 +47,13 @@ def absolute_sums(x: Tensor, group: int) -> Tensor:
     rows, columns = x.shape
     group = min(group, columns)
     sums = torch.empty(rows, -(-columns // group), dtype=torch.float64, device="cpu")
-    _call("mote_absolute_sums", x.data_ptr(), _TYPES[x.dtype], rows, columns, group, sums.data_ptr())
+    _call("mote_absolute_sums", x.data_ptr(), TYPES[x.dtype], rows, columns, group, sums.data_ptr())
     return sums
 
 
 def values(weight: Tensor, scale: Tensor, group: int, binary: bool, dtype: torch.dtype) -> Tensor:
     """Each code times its scale, in `dtype`."""
-    return _ternarize(weight, scale, group, binary, torch.empty(weight.shape, dtype=dtype, device="cpu"), _TYPES[dtype])
+    return _ternarize(weight, scale, group, binary, torch.empty(weight.shape, dtype=dtype, device="cpu"), TYPES[dtype])
 
 
 def codes(weight: Tensor, scale: Tensor, group: int, binary: bool) -> Tensor:
@@ -77,7 +78,7 @@ def packed_values(packed: Tensor, columns: int, scale: Tensor, group: int, dtype
     _call(
         "mote_expand_2bit",
         *(packed.data_ptr(), rows, columns, scale.data_ptr(), row_scales, group),
-        *(out.data_ptr(), _TYPES[dtype]),
+        *(out.data_ptr(), TYPES[dtype]),
     )
     return out
 
@@ -88,8 +89,8 @@ def quantized_activations(x: Tensor, dtype: torch.dtype, whole: bool = False) ->
     scales = torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device="cpu")
     _call(
         "mote_quantize_activations",
-        *(x.data_ptr(), _TYPES[x.dtype], scales.numel(), x.shape[-1], int(whole)),
-        *(out.data_ptr(), _TYPES[dtype], scales.data_ptr()),
+        *(x.data_ptr(), TYPES[x.dtype], scales.numel(), x.shape[-1], int(whole)),
+        *(out.data_ptr(), TYPES[dtype], scales.data_ptr()),
     )
     return out, scales
 
@@ -99,7 +100,7 @@ def _ternarize(weight: Tensor, scale: Tensor, group: int, binary: bool, out: Ten
     scale, group = scale.float().contiguous(), min(group, columns)
     _call(
         "mote_ternarize",
-        *(weight.data_ptr(), _TYPES[weight.dtype], rows, columns),
+        *(weight.data_ptr(), TYPES[weight.dtype], rows, columns),
         *(scale.data_ptr(), _row_scales(scale, rows, columns, group), group, int(binary)),
         *(out.data_ptr(), kind),
     )
@@ -115,16 +116,9 @@ def _row_scales(scale: Tensor, rows: int, columns: int, group: int) -> int:
 
 
 def _call(name: str, *arguments: int) -> None:
-    error = getattr(_functions(), name)(*arguments, torch.get_num_threads())
-    if error:
-        raise KernelError(f"{name} failed with code {error}: out of memory, or a tensor it was not made for")
+    check(name, getattr(_functions(), name)(*arguments, torch.get_num_threads()))
 
 
 @cache
 def _functions() -> Any:
-    found = library()
-    if found is None:
-        raise KernelError("no CPU kernels: ask `supports` first")
-    for name, arguments in _SIGNATURES.items():
-        getattr(found, name).argtypes = arguments
-    return found
+    return declared(_SIGNATURES)

@@ -17,6 +17,7 @@ from torch import Tensor
 from mote_quant.errors import FormatError, KernelError
 from mote_quant.formats.base import Format, Shape
 from mote_quant.formats.scaled import ScaledFormat
+from mote_quant.kernels.cpu.calling import TYPES, check, declared
 from mote_quant.kernels.cpu.library import library
 from mote_quant.kernels.experts import PackedExperts
 from mote_quant.kernels.weight import PackedWeight
@@ -24,8 +25,6 @@ from mote_quant.recipe.schema import TernaryBits
 
 Packing = Literal["2bit", "base3"]
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""`MoteType` of src/abi.h."""
 _CODES = (torch.uint8,)
 _PACKINGS = {"2bit": (0, 4), "base3": (1, 5)}
 """`Packing` of src/ternary.h, and codes per byte."""
@@ -55,7 +54,7 @@ def supports(x: Tensor, weight: PackedWeight) -> bool:
     codes, scale = weight.tensors["weight"], weight.tensors["weight_scale"]
     rows = weight.shape[0]
     return _alike([codes], [_bytes(_packing(weight.format), *weight.shape)], _CODES) and (
-        _alike([scale], [1], _TYPES) or _alike([scale], [rows], _TYPES)
+        _alike([scale], [1], TYPES) or _alike([scale], [rows], TYPES)
     )
 
 
@@ -75,11 +74,11 @@ def multiply(
     FormatError for tensors of another type, size or device.
     """
     tokens, columns = x.shape
-    _check(x, _TYPES, [tokens * columns], "activations")
+    _check(x, TYPES, [tokens * columns], "activations")
     _check(codes, _CODES, [_bytes(packing, rows, columns)], f"codes of [{rows}, {columns}]")
-    _check(scale, _TYPES, [1, rows], f"scales of {rows} rows")
+    _check(scale, TYPES, [1, rows], f"scales of {rows} rows")
     if bias is not None:
-        _check(bias, _TYPES, [rows], f"biases of {rows} rows")
+        _check(bias, TYPES, [rows], f"biases of {rows} rows")
     out = torch.empty((tokens, rows), dtype=x.dtype, device="cpu")
     _multiply(x, tokens, codes, scale, packing, bias, out)
     return out
@@ -107,7 +106,7 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     codes = torch.empty(x.shape, dtype=torch.int8, device="cpu")
     scales = torch.empty(len(x), 1, device="cpu")
-    _call("mote_ternary_quantize", x.data_ptr(), _TYPES[x.dtype], *x.shape, codes.data_ptr(), scales.data_ptr())
+    _call("mote_ternary_quantize", x.data_ptr(), TYPES[x.dtype], *x.shape, codes.data_ptr(), scales.data_ptr())
     return codes, scales
 
 
@@ -121,8 +120,8 @@ def supports_experts(x: Tensor, experts: PackedExperts) -> bool:
         x.dim() == 2
         and x.shape[1] == experts.hidden
         and _alike(experts.weights, [_bytes(packing, *shape) for shape in shapes], _CODES)
-        and _alike(experts.scales, scales, _TYPES)
-        and (not experts.biases or _alike(experts.biases, [rows for rows, _ in shapes], _TYPES))
+        and _alike(experts.scales, scales, TYPES)
+        and (not experts.biases or _alike(experts.biases, [rows for rows, _ in shapes], TYPES))
     )
 
 
@@ -138,11 +137,11 @@ def experts(x: Tensor, chosen: Tensor, gates: Tensor, packed: PackedExperts) -> 
     x, chosen, gates = _whole(x), _whole(chosen, torch.int64), _whole(gates, torch.float32)
     out = torch.empty_like(x)
     error = _functions().mote_ternary_experts(
-        *(x.data_ptr(), _TYPES[x.dtype], len(x), packed.hidden, packed.inner, packed.count, chosen.shape[1]),
+        *(x.data_ptr(), TYPES[x.dtype], len(x), packed.hidden, packed.inner, packed.count, chosen.shape[1]),
         *(chosen.data_ptr(), gates.data_ptr(), packed.gated, _ACTIVATIONS[packed.activation]),
         *(_addresses(packed.weights), _PACKINGS[_packing(packed.format)][0]),
-        *(_addresses(packed.scales), _TYPES[packed.scales[0].dtype], packed.scales[0].numel() == 1),
-        *((_addresses(packed.biases), _TYPES[packed.biases[0].dtype]) if packed.biases else (None, 0)),
+        *(_addresses(packed.scales), TYPES[packed.scales[0].dtype], packed.scales[0].numel() == 1),
+        *((_addresses(packed.biases), TYPES[packed.biases[0].dtype]) if packed.biases else (None, 0)),
         *(out.data_ptr(), torch.get_num_threads()),
     )
     if error:
@@ -158,10 +157,10 @@ def _multiply(
     x, codes, scale, bias = _whole(x), _whole(codes), _whole(scale), None if bias is None else _whole(bias)
     _call(
         "mote_ternary_matmul",
-        *(x.data_ptr(), _TYPES[x.dtype], tokens, x.shape[-1]),
+        *(x.data_ptr(), TYPES[x.dtype], tokens, x.shape[-1]),
         *(codes.data_ptr(), _PACKINGS[packing][0], out.shape[-1]),
-        *(scale.data_ptr(), _TYPES[scale.dtype], scale.numel() == 1),
-        *((None, 0) if bias is None else (bias.data_ptr(), _TYPES[bias.dtype])),
+        *(scale.data_ptr(), TYPES[scale.dtype], scale.numel() == 1),
+        *((None, 0) if bias is None else (bias.data_ptr(), TYPES[bias.dtype])),
         *(out.data_ptr(), torch.get_num_threads()),
     )
 
@@ -174,7 +173,7 @@ def _whole(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def _readable(x: Tensor) -> bool:
-    return x.is_cpu and x.dtype in _TYPES and library() is not None
+    return x.is_cpu and x.dtype in TYPES and library() is not None
 
 
 def _known(form: object) -> bool:
@@ -219,15 +218,9 @@ def _addresses(tensors: Sequence[Tensor]) -> Any:
 
 
 def _call(name: str, *arguments: Any) -> None:
-    if error := getattr(_functions(), name)(*arguments):
-        raise KernelError(f"{name} failed with code {error}: out of memory, or sizes that it was not made for")
+    check(name, getattr(_functions(), name)(*arguments))
 
 
 @cache
 def _functions() -> Any:
-    found = library()
-    if found is None:
-        raise KernelError("no CPU kernels: ask `supports` first")
-    for name, arguments in _SIGNATURES.items():
-        getattr(found, name).argtypes = arguments
-    return found
+    return declared(_SIGNATURES)
