@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mote_quant.data.source import Source
 from mote_quant.hf.loading import load_model
@@ -21,8 +21,12 @@ def fingerprint_of(
     model: nn.Module,
     open_data: Callable[[str, int | None], Source],
     open_teacher: Callable[[str], nn.Module] = load_model,
+    tensors: Iterable[tuple[str, Tensor]] | None = None,
 ) -> dict[str, Any]:
-    """The resolved recipe, the model's weights, the data, and the weights of teachers where there are any."""
+    """The resolved recipe, the model's weights, the data, and the weights of teachers where there are any.
+
+    `tensors` are those of the model's state dict, for who wants a word in how they are read.
+    """
     named = [step.config for step in recipe.pipeline]
     wanted = {(c.data, c.max_length) for c in named if isinstance(c, Train)}
     wanted |= {
@@ -36,7 +40,7 @@ def fingerprint_of(
     taught = {"teacher": {name: weights_hash(open_teacher(name)) for name in teachers}} if teachers else {}
     return {
         "recipe": values,
-        "model": weights_hash(model),
+        "model": weights_hash(model) if tensors is None else hash_of(tensors),
         "data": {key: open_data(*source).fingerprint for key, source in sources.items()},
         **taught,
     }
@@ -44,10 +48,16 @@ def fingerprint_of(
 
 def weights_hash(model: nn.Module) -> str:
     """sha256 over names, types, shapes and bytes of everything in the state dict."""
+    return hash_of(model.state_dict().items())
+
+
+def hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """`weights_hash` of a state dict's items."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        octets = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(cast(Any, octets.numpy()))
     return digest.hexdigest()
 
 

@@ -138,8 +138,15 @@ class Run:
         notes: list[dict[str, Any]] = values["notes"]
         return notes
 
+    @property
+    def stages(self) -> Path:
+        """Where a streamed run keeps the stages of the model that are finished."""
+        return self.folder / "stages"
+
     def drop_steps(self, before: int | None = None) -> None:
         """Remove the states of the steps before index `before` (all without it), no longer needed to resume."""
+        if before is None:
+            shutil.rmtree(self.stages, ignore_errors=True)
         for folder in (self.folder / "steps").glob("*-*"):
             number = re.match(r"(\d+)-", folder.name)
             if number and (before is None or int(number[1]) - 1 < before):

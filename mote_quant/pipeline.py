@@ -18,7 +18,7 @@ from mote_quant.data.source import Source
 from mote_quant.errors import MoteError, RunError
 from mote_quant.fingerprint import fingerprint_of, weights_hash
 from mote_quant.hf.foreign.live import take_over
-from mote_quant.hf.loading import check_finite, check_model
+from mote_quant.hf.loading import check_finite, check_model, folder_of, load_model, load_processor, not_mapped_because
 from mote_quant.hf.saving import save_model, stored_bytes
 from mote_quant.hf.teacher import open_teacher
 from mote_quant.journal import Run
@@ -29,6 +29,7 @@ from mote_quant.report import build_report, render_html, render_markdown
 from mote_quant.steps import RUN, Context, Progress, Silent
 from mote_quant.steps.quantize.backends import require
 from mote_quant.steps.train import require_compiler
+from mote_quant.streaming import Stream, read_once, streamable
 
 _log = logging.getLogger(__name__)
 
@@ -43,29 +44,75 @@ class Options:
 
 def apply(
     recipe: str | Path | Mapping[str, Any] | Recipe,
-    model: nn.Module,
+    model: nn.Module | str | Path,
     *,
     processor: Any = None,
     data: str | Source | None = None,
     output: str | Path | None = None,
     options: Options | None = None,
 ) -> nn.Module:
-    """Carry out `recipe` on `model` in place and return it.
+    """Carry out `recipe` on `model` and return it.
 
-    `recipe` is a path, a shipped name, a mapping or a Recipe. `processor` is the model's tokenizer or processor, for
-    text and image data. `data` (a name, a file or a Source) replaces what the recipe names. With `output` the finished
-    model is written there and an interrupted run is continued from there. Raises MoteError subclasses; where `model`
-    was changed before a step failed, the message says so, and it is of no further use.
+    `recipe` is a path, a shipped name, a mapping or a Recipe. `model` is changed in place; a model folder (or a hub id)
+    is opened here, with the processor beside it, and where `output` is given and the recipe does not train it need
+    not fit in memory (see `mote_quant.streaming`). `processor` is the model's tokenizer or processor, for text and
+    image data. `data` (a name, a file or a Source) replaces what the recipe names. With `output` the finished model is
+    written there and an interrupted run is continued from there. Raises MoteError subclasses; where `model` was changed
+    before a step failed, the message says so, and it is of no further use.
     """
-    loaded = load(recipe)
-    options = options or Options()
+    loaded, options = load(recipe), options or Options()
+    if not isinstance(model, str | Path):
+        return _apply_to_model(loaded, model, processor, data, output, options)
+    folder = folder_of(model)
+    processor = processor or load_processor(str(folder))
+    reason = _held_because(loaded, folder, output)
+    if reason is None:
+        return _apply_to_files(loaded, folder, processor, data, Path(cast("str | Path", output)), options)
+    _log.info("all of %s is held in memory: %s", model, reason)
+    options.progress.start(f"loading {model}", 0)
+    return _apply_to_model(loaded, load_model(folder), processor, data, output, options)
+
+
+def _held_because(recipe: Recipe, folder: Path, output: str | Path | None) -> str | None:
+    """Why a run cannot go through the files of `folder` stage by stage; None when it can."""
+    if output is None:
+        return "there is no output folder to stream into"
+    return streamable(recipe) or not_mapped_because(folder)
+
+
+def _apply_to_files(
+    recipe: Recipe, folder: Path, processor: Any, data: str | Source | None, output: Path, options: Options
+) -> nn.Module:
+    finished = skeleton_for(folder)
+    plan = _planned(recipe, finished)
+    model = load_model(folder)
+    check_model(model)
+    opener = opener_for(model, processor=processor, data=data, seed=recipe.seed)
+    fingerprint = fingerprint_of(recipe, model, opener, tensors=read_once(model, options.progress))
+    made = provenance(recipe, fingerprint)
+    run = Run.open(output, fingerprint)
+    if not run.finished():
+        stream = Stream(model, plan, finished, run.stages, opener, options.progress)
+        _begin(run, plan)
+        notes = stream.run()
+        _stamp(model, made, notes)
+        _conclude(run, plan, notes, made, stream.save(processor))
+    _clear_up(run, options)
+    return load_model(output)
+
+
+def _apply_to_model(
+    loaded: Recipe,
+    model: nn.Module,
+    processor: Any,
+    data: str | Source | None,
+    output: str | Path | None,
+    options: Options,
+) -> nn.Module:
     check_model(model)
     take_over(model)
     check_finite(model)
-    plan = plan_on(loaded, skeleton_for(model))
-    for spec in plan.formats.values():
-        # Now, not when training is over and quantizing begins.
-        require(getattr(spec, "backend", "own"))
+    plan = _planned(loaded, skeleton_for(model))
     if any(getattr(step.config, "compile", False) for step in loaded.pipeline):
         require_compiler()
     opener = opener_for(model, processor=processor, data=data, seed=loaded.seed)
@@ -83,6 +130,14 @@ def apply(
         else:
             _run_in_folder(model, plan, opener, options, run, made, processor)
     return model
+
+
+def _planned(recipe: Recipe, skeleton: nn.Module) -> Plan:
+    plan = plan_on(recipe, skeleton)
+    for spec in plan.formats.values():
+        # Now, not when training is over and quantizing begins.
+        require(getattr(spec, "backend", "own"))
+    return plan
 
 
 @contextmanager
@@ -105,11 +160,19 @@ def _run_in_folder(
     made: dict[str, Any],
     processor: Any,
 ) -> None:
+    _begin(run, plan)
+    notes = _run_steps(model, plan, opener, options, run, made)
+    _conclude(run, plan.settled(model), notes, made, save_model(model, run.output, processor))
+    _clear_up(run, options)
+
+
+def _begin(run: Run, plan: Plan) -> None:
     run.write("recipe.yaml", dump(plan.recipe))
     run.write("plan.json", json.dumps(plan.to_dict(), indent=2))
-    notes = _run_steps(model, plan, opener, options, run, made)
-    plan = plan.settled(model)
-    written = save_model(model, run.output, processor)
+
+
+def _conclude(run: Run, plan: Plan, notes: list[dict[str, Any]], made: dict[str, Any], written: list[str]) -> None:
+    """Hold what was `written` against the plan, report, and say that the run is done."""
     sizes = {"predicted": plan.result.stored_bytes, "stored": stored_bytes(run.output)}
     if sizes["predicted"] != sizes["stored"]:
         raise RunError(
@@ -121,7 +184,6 @@ def _run_in_folder(
     run.write("report.md", render_markdown(report))
     run.write("report.html", render_html(report))
     run.finish(written)
-    _clear_up(run, options)
 
 
 def _clear_up(run: Run, options: Options) -> None:

@@ -1,4 +1,4 @@
-"""Runs `apply` in forked children and kills them: `python -m tests.killing WORK SCENARIOS.json` prints one JSON object.
+"""Runs `apply` in forked children and kills them: `python -m tests.killing WORK SCENARIOS.json [streamed]` prints JSON.
 
 This process imports everything and computes nothing, so a fork is safe and costs no imports. A scenario is a list of
 bombs: each arms one child; after them a child without a bomb finishes the run. Its weight file's sha256 is the answer.
@@ -51,6 +51,13 @@ RECIPE: dict[str, Any] = {
         },
         {"quantize": {"calibration": {"data": "pico", "samples": 8}}},
     ],
+}
+
+# From a model folder, a stage at a time.
+STREAMED: dict[str, Any] = {
+    "name": "streamed",
+    "bits": RECIPE["bits"],
+    "pipeline": [RECIPE["pipeline"][1], RECIPE["pipeline"][3]],
 }
 
 
@@ -112,22 +119,26 @@ def arm(bomb: dict[str, Any]) -> Bomb:
     return Bomb(**bomb["progress"]) if "progress" in bomb else Bomb()
 
 
-def run(folder: Path, bomb: dict[str, Any]) -> None:
+def run(folder: Path, bomb: dict[str, Any], streamed: bool) -> None:
     """One child's life."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     random.seed()  # what the process draws by itself must not matter
     torch.manual_seed(random.randrange(2**31))
     model = pico.PICO["gpt2"](resid_pdrop=0.2)
-    pipeline.apply(RECIPE, model, data=source_for(model), output=folder, options=pipeline.Options(arm(bomb)))
+    data, options = source_for(model), pipeline.Options(arm(bomb))
+    if streamed:
+        pipeline.apply(STREAMED, folder.parent / "dense", data=data, output=folder, options=options)
+    else:
+        pipeline.apply(RECIPE, model, data=data, output=folder, options=options)
 
 
-def child(folder: Path, bomb: dict[str, Any]) -> int:
+def child(folder: Path, bomb: dict[str, Any], streamed: bool) -> int:
     """Fork, run, and return the status: 0, or minus the signal, or 1 with a traceback on stderr."""
     process = os.fork()
     if process == 0:
         try:
-            run(folder, bomb)
+            run(folder, bomb, streamed)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
@@ -135,17 +146,18 @@ def child(folder: Path, bomb: dict[str, Any]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def play(folder: Path, bombs: list[dict[str, Any]]) -> dict[str, Any]:
+def play(folder: Path, bombs: list[dict[str, Any]], streamed: bool = False) -> dict[str, Any]:
     """Kill, resume, ... finish; the statuses, the hash, and whether config.json is the same too."""
-    statuses = [child(folder, bomb) for bomb in bombs]
-    statuses.append(child(folder, {}))
+    statuses = [child(folder, bomb, streamed) for bomb in bombs]
+    statuses.append(child(folder, {}, streamed))
     if statuses[-1]:
         return {"statuses": statuses}
     left = [
         str(path.relative_to(folder)) for path in folder.rglob("*") if ".part" in path.name or path.name == ".saving"
     ]
-    left += [path.name for path in (folder / "run").glob("steps/*")]
-    files = {name: sha256(folder / name) for name in ("model.safetensors", "run/plan.json")}
+    left += [str(path) for kept in ("steps", "stages") for path in (folder / "run").glob(f"{kept}/*")]
+    weights = sorted(path.name for path in folder.glob("*.safetensors*"))
+    files = {name: sha256(folder / name) for name in [*weights, "run/plan.json"]}
     files["config.json"] = settled(folder)
     report = json.loads((folder / "run" / "report.json").read_text())
     curve = [
@@ -165,11 +177,11 @@ def settled(folder: Path) -> str:
 
 def main() -> None:
     """See the module's docstring."""
-    work, scenarios = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
+    work, scenarios, streamed = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()), "streamed" in sys.argv[3:]
     answers = {}
     for name, bombs in scenarios.items():
         started = time.monotonic()
-        answers[name] = play(work / name.replace(" ", "-"), bombs)
+        answers[name] = play(work / name.replace(" ", "-"), bombs, streamed)
         answers[name]["seconds"] = round(time.monotonic() - started, 2)
     print("ANSWERS" + json.dumps(answers))  # noqa: T201
 

@@ -219,7 +219,7 @@ def test_no_model_at_all():
 
 
 MODELS = {
-    "a name": ("some/model", "not 'some/model': load it with AutoModelForCausalLM"),
+    "a name": ("some//model", "some//model could not be loaded.*give the path of a model folder, or a hub id"),
     "nothing": (None, "not None: load it"),
     "no head": (lambda: LlamaModel(pico.PICO["llama"]().config), "LlamaModel has no language-model head"),
     "encoder and decoder": (

@@ -37,7 +37,7 @@ def find_feedforwards(model: nn.Module) -> list[FeedForward]:
     blocks = scan(model)
     if not blocks:
         raise UnsupportedModelError(_reasons(model, layers))
-    return [_with_gate_by_numbers(model, block) for block in blocks]
+    return [gate_by_numbers(model, block) for block in blocks]
 
 
 def verify(model: nn.Module, ff: FeedForward) -> None:
@@ -87,7 +87,7 @@ def _searched(path: str, layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield from _searched(join(path, name), child)
 
 
-def _with_gate_by_numbers(model: nn.Module, block: FeedForward) -> FeedForward:
+def gate_by_numbers(model: nn.Module, block: FeedForward) -> FeedForward:
     if block.gate is None or block.inline or not fits_better_swapped(model.get_submodule(block.path), block):
         return block
     return replace(block, gate=block.up, up=block.gate)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mote_quant.errors import ArtifactError
+from mote_quant.hf.verified import known, remember
 
 _CHUNK = 1 << 22
 _COPY = "copy or build it again"
@@ -55,7 +56,10 @@ def read_manifest(path: Path, advice: str, part: str | None = None) -> dict[str,
 
 
 def verify_file(path: Path, expected: Mapping[str, Any], advice: str = _COPY) -> None:
-    """Raise ArtifactError, ending in `advice`, unless `path` has the size and sha256 of `expected`."""
+    """Raise ArtifactError, ending in `advice`, unless `path` has the size and sha256 of `expected`.
+
+    A file that was found to have them is read again only once it has changed.
+    """
     size = path.stat().st_size if path.exists() else -1
     if size < 0:
         raise ArtifactError(f"{path} is missing; {advice}")
@@ -63,8 +67,11 @@ def verify_file(path: Path, expected: Mapping[str, Any], advice: str = _COPY) ->
         raise ArtifactError(
             f"{path} has {size} bytes, {expected['bytes']} were written: truncated or replaced; {advice}"
         )
+    if known(path, expected["sha256"]):
+        return
     if sha256(path) != expected["sha256"]:
         raise ArtifactError(f"{path} was altered after it was written (its sha256 differs); {advice}")
+    remember(path, expected["sha256"])
 
 
 def sync(path: Path) -> None:

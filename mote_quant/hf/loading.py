@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mote_quant.errors import ArtifactError, BadWeightsError, ModelError, MoteError
 from mote_quant.hf.skeleton import language_config, model_class, read_config, skeleton_of
+
+_PIECE = 1 << 22
+_PROCESSOR_FILES = ("*token*", "*processor*", "vocab*", "merges*", "*.model")
 
 
 def load_model(name: str | Path) -> nn.Module:
@@ -31,6 +34,25 @@ def load_model(name: str | Path) -> nn.Module:
             return ForeignCheckpoint.open(folder if local else _downloaded(str(name)), config, reader).load()
         model: nn.Module = model_class(config).from_pretrained(str(name), dtype="auto")
         return model
+
+
+def folder_of(name: str | Path) -> Path:
+    """The folder `name`, or the one that the hub model of that id is kept in (downloaded where it was not)."""
+    folder = Path(name)
+    with _as_our_error(name, folder.is_dir()):
+        return folder if folder.is_dir() else _downloaded(str(name))
+
+
+def not_mapped_because(folder: Path) -> str | None:
+    """Why loading the model in `folder` has to hold it in memory; None when its tensors will be maps of its files."""
+    from mote_quant.hf.foreign import reader_for
+    from mote_quant.hf.fused import fused_experts
+
+    if reader_for(read_config(folder)) is not None:
+        return "its quantized layers are translated on loading"
+    if not list(folder.glob("*.safetensors")):
+        return "its weights are not in safetensors files"
+    return "its experts are fused on loading" if fused_experts(skeleton_in(folder)) else None
 
 
 def skeleton_in(folder: Path) -> nn.Module:
@@ -72,6 +94,9 @@ def load_processor(name: str) -> Any | None:
     """The processor (for a VLM) or tokenizer saved beside a model; None when there is neither."""
     from transformers import AutoProcessor, AutoTokenizer
 
+    folder = Path(name)
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _PROCESSOR_FILES):
+        return None  # transformers would make up an empty tokenizer from the config
     for auto in (AutoProcessor, AutoTokenizer):
         try:
             return auto.from_pretrained(name)
@@ -97,6 +122,18 @@ def check_model(model: Any) -> None:
 
 def check_finite(model: nn.Module) -> None:
     """BadWeightsError naming the first floating-point tensor with NaN or infinite values."""
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    for _ in finite(model.state_dict().items()):
+        pass
+
+
+def finite(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Named tensors as they are; BadWeightsError at the first floating-point one with NaN or infinite values."""
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and not _all_finite(tensor):
             raise BadWeightsError(f"{name} holds NaN or infinite values; repair or download the model again")
+        yield name, tensor
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    # In pieces: asking about all of a large embedding at once takes more memory than it has itself.
+    return all(bool(torch.isfinite(piece).all()) for piece in torch.split(tensor.flatten(), _PIECE))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -48,6 +48,16 @@ class Structure:
         values = {"layouts": layouts, "packed": list(groups.values()), "cast": list(self.cast), "dtypes": by_dtype}
         # Left out where there are none: readers of files without them need not know of them.
         return values | ({"unfused": list(self.unfused)} if self.unfused else {})
+
+    def part(self, within: Callable[[str], bool]) -> Structure:
+        """What of it lies in modules that `within` says yes to."""
+        return Structure(
+            tuple(layout for layout in self.layouts if within(layout.path)),
+            {name: spec for name, spec in self.packed.items() if within(name)},
+            tuple(filter(within, self.cast)),
+            {name: dtype for name, dtype in self.dtypes.items() if within(name.rpartition(".")[0])},
+            tuple(filter(within, self.unfused)),
+        )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Structure:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -22,18 +23,34 @@ Types = frozenset[torch.dtype]
 _CAST_ON_USE = (CastLinear, PackedLinear, QatLinear)
 
 
-def cast_parameters(model: nn.Module, casts: Mapping[str, FloatBits]) -> None:
-    """Give each named parameter its type, in place. FormatError where the model could not compute with the result."""
+@dataclass(frozen=True)
+class Mains:
+    """The type the whole model computes in before and after all casts of a recipe."""
+
+    before: torch.dtype
+    after: torch.dtype
+
+
+def cast_parameters(
+    model: nn.Module,
+    casts: Mapping[str, FloatBits],
+    mains: Mains | None = None,
+    within: Callable[[str], bool] = lambda name: True,
+) -> None:
+    """Give each named parameter its type, in place. FormatError where the model could not compute with the result.
+
+    A model that is cast part by part names its `mains` (else they are read off it), and the modules of the part.
+    """
     before, main_before = _own_types(model), main_dtype(model)
     parameters = dict(model.named_parameters())
     for name, spec in casts.items():
         parameters[name].data = parameters[name].data.to(dtype_of(spec.format))
-    main = main_dtype(model)
+    mains = mains or Mains(main_before, main_dtype(model))
     for name, types in _own_types(model).items():
         # What stood apart before and was not touched (a tower kept in float32) knows how to.
-        stood_apart = types == before[name] and types != {main_before}
-        if types != {main} and not stood_apart:
-            _fit(model, name, types, main)
+        stood_apart = types == before[name] and types != {mains.before}
+        if within(name) and types != {mains.after} and not stood_apart:
+            _fit(model, name, types, mains.after)
 
 
 def main_dtype(model: nn.Module) -> torch.dtype:

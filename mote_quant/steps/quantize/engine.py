@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
@@ -31,6 +31,28 @@ _log = logging.getLogger(__name__)
 Spec = IntegerBits | CodebookBits
 
 
+class Stages(Protocol):
+    """Whoever has more to do in each stage (see `walk.stage_of`) than to quantize its modules."""
+
+    def begin(self, stage: int) -> bool:
+        """Called before a stage; False: its modules are quantized already."""
+        ...
+
+    def end(self, stage: int) -> None:
+        """Called when a stage is quantized, before what it puts out is shown to the next."""
+
+
+class Nobody:
+    """Stages that are only quantized."""
+
+    def begin(self, stage: int) -> bool:
+        """Always to be quantized."""
+        return True
+
+    def end(self, stage: int) -> None:
+        """Nothing."""
+
+
 @dataclass
 class Engine:
     """`notes` is a row a module, for the report; `dense` the modules as they were, when roles are to be measured."""
@@ -39,6 +61,7 @@ class Engine:
     data: Calibrated
     config: Quantize
     progress: Progress
+    beside: Stages = field(default_factory=Nobody)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     dense: dict[str, nn.Module] = field(default_factory=dict)
 
@@ -53,12 +76,14 @@ class Engine:
         observers = Observers(self.model, needs, self.data.masks, len(self.data.batches))
         walk = Walk(self.model, (*self.data.batches, *self.data.held_out), observers.begin)
         for stage, names in enumerate(walk.stages(list(specs))):
-            if names and (self.data.held_out or any(needs[name] for name in names)):
-                self._watch(walk, stage, names, observers)
-            for name in names:
-                self._quantize(name, specs[name], observers)
-                observers.forget(name)
-                self.progress.advance(len(self.notes))
+            if self.beside.begin(stage):
+                if names and (self.data.held_out or any(needs[name] for name in names)):
+                    self._watch(walk, stage, names, observers)
+                for name in names:
+                    self._quantize(name, specs[name], observers)
+                    observers.forget(name)
+                    self.progress.advance(len(self.notes))
+            self.beside.end(stage)
             if self.data.batches:
                 walk.leave(stage)
 

@@ -75,6 +75,15 @@ class Reference:
             yield chosen.float().log_softmax(-1)
 
 
+def moved(
+    model: nn.Module, reference: Reference, dense: Mapping[str, nn.Module], role_of: Mapping[str, str]
+) -> dict[str, Any]:
+    """How far quantizing moved the logits, in all and (where `dense` has the modules as they were) role by role."""
+    rows = measure_roles(model, dense, role_of, reference) if dense else []
+    distance = reference.distance(model)
+    return {"positions": reference.positions, "roles": rows, "kl": distance.kl, "agreement": distance.agreement}
+
+
 def measure_roles(
     model: nn.Module, dense: Mapping[str, nn.Module], role_of: Mapping[str, str], reference: Reference
 ) -> list[dict[str, Any]]:

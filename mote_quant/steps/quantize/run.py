@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +17,7 @@ from mote_quant.steps.quantize.calibrate import Calibrated, calibrate
 from mote_quant.steps.quantize.casts import cast_parameters
 from mote_quant.steps.quantize.engine import Engine, Spec
 from mote_quant.steps.quantize.latents import pack_latents
-from mote_quant.steps.quantize.measure import Reference, measure_roles
+from mote_quant.steps.quantize.measure import Reference, moved
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +38,7 @@ def run(model: nn.Module, config: Quantize, context: Context) -> nn.Module:
     notes = context.notes
     notes["modules"] = {name: {"role": named_roles[name]} | note for name, note in engine.notes.items()}
     if reference is not None:
-        notes["outputs"] = _outputs(model, reference, engine, named_roles)
+        notes["outputs"] = moved(model, reference, engine.dense, named_roles)
     # Last, so that calibration runs in the types the model was trained in.
     cast_parameters(model, {name: spec for name, spec in context.formats.items() if isinstance(spec, FloatBits)})
     if not config.keep_latents:
@@ -64,9 +62,3 @@ def _decided(model: nn.Module, data: Calibrated, context: Context) -> dict[str, 
         context.formats |= decide_formats(model, autos, data.batches, context.progress, context.notes)
     packed = {name: spec for name, spec in context.formats.items() if isinstance(spec, IntegerBits | CodebookBits)}
     return {name: spec for name, spec in packed.items() if not trains(spec)}
-
-
-def _outputs(model: nn.Module, reference: Reference, engine: Engine, role_of: Mapping[str, str]) -> dict[str, Any]:
-    rows = measure_roles(model, engine.dense, role_of, reference) if engine.dense else []
-    distance = reference.distance(model)
-    return {"positions": reference.positions, "roles": rows, "kl": distance.kl, "agreement": distance.agreement}

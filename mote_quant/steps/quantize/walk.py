@@ -22,6 +22,21 @@ class _StopError(Exception):
     """Ends a forward pass that has gone far enough."""
 
 
+def stage_of(model: nn.Module) -> Callable[[str], int]:
+    """The stage of a module: 0 runs before the decoder layers, then each layer is one, the last is what runs after."""
+    paths = {path: number for number, (path, _) in enumerate(decoder_layers(model), start=1)}
+    order = {name: index for index, (name, _) in enumerate(model.named_modules())}
+    first_layer = min((order[path] for path in paths), default=len(order))
+
+    def stage(name: str) -> int:
+        layer = next((number for path, number in paths.items() if under(name, path)), None)
+        if layer is not None:
+            return layer
+        return 0 if order[name] < first_layer else len(paths) + 1
+
+    return stage
+
+
 class Walk:
     """`stages(names)` sorts module names; `run(stage)` shows the batches to a stage; `leave(stage)` moves past it.
 
@@ -38,16 +53,11 @@ class Walk:
         self._recording: Recording | None = None
 
     def stages(self, names: Sequence[str]) -> list[list[str]]:
-        """Stage 0 is what runs before the decoder layers, then a stage a layer, then what runs after them."""
+        """The names sorted by `stage_of`."""
         stages: list[list[str]] = [[] for _ in range(len(self._layers) + 2)]
-        order = {name: index for index, (name, _) in enumerate(self._model.named_modules())}
-        first_layer = order[self._layers[0][0]] if self._layers else len(order)
+        stage = stage_of(self._model)
         for name in names:
-            layer = next((i for i, (path, _) in enumerate(self._layers) if under(name, path)), None)
-            if layer is not None:
-                stages[layer + 1].append(name)
-            else:
-                stages[0 if order[name] < first_layer else -1].append(name)
+            stages[stage(name)].append(name)
         return stages
 
     def run(self, stage: int) -> None:

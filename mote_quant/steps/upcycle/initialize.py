@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
@@ -19,8 +19,17 @@ DOWN = "down_proj"
 
 
 @torch.no_grad()
-def initialize(block: MoteBlock, dense: Mapping[str, nn.Module], config: Upcycle, generator: torch.Generator) -> None:
-    """Fill the experts of `block` from the dense layers (named as an expert names its own) and draw its router."""
+def initialize(
+    block: MoteBlock,
+    dense: Mapping[str, nn.Module],
+    config: Upcycle,
+    generator: torch.Generator,
+    made: Callable[[nn.Module], None] = lambda expert: None,
+) -> None:
+    """Fill the experts of `block` from the dense layers (named as an expert names its own) and draw its router.
+
+    `made` is called with each expert as soon as it has its weights.
+    """
     for number, expert in enumerate(block.experts):
         for name, source in dense.items():
             target = expert.get_submodule(name)
@@ -28,6 +37,7 @@ def initialize(block: MoteBlock, dense: Mapping[str, nn.Module], config: Upcycle
                 _start_at_nothing(target, generator)
             else:
                 _fill(cast(nn.Linear, target), *_piece(source, name, number, block.layout), config, generator)
+        made(expert)
     _draw(block.gate.weight, config.router_std, generator)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -28,7 +29,7 @@ def run(model: nn.Module, config: Upcycle, context: Context) -> nn.Module:
     generator = torch.Generator().manual_seed(context.seed)
     context.progress.start("up-cycling", len(context.layouts))
     for done, layout in enumerate(context.layouts, start=1):
-        _upcycle_layer(model, layout, config, generator)
+        upcycle_layer(model, layout, config, generator)
         context.progress.advance(done)
     attach(model)
     receipt = Receipt.between(before, probe(model))
@@ -37,13 +38,20 @@ def run(model: nn.Module, config: Upcycle, context: Context) -> nn.Module:
     return model
 
 
-def _upcycle_layer(model: nn.Module, layout: MoteLayout, config: Upcycle, generator: torch.Generator) -> None:
+def upcycle_layer(
+    model: nn.Module,
+    layout: MoteLayout,
+    config: Upcycle,
+    generator: torch.Generator,
+    made: Callable[[nn.Module], None] = lambda expert: None,
+) -> None:
+    """Put the mixture `layout` into `model`; `made` is called with each expert as soon as it has its weights."""
     parent = layout.path.rpartition(".")[0] if layout.inline else layout.path
     dense = model.get_submodule(parent)
     weights = {"up_proj": layout.up, "down_proj": layout.down} | ({"gate_proj": layout.gate} if layout.gate else {})
     sources = {ours: dense.get_submodule(theirs) for ours, theirs in weights.items()}
     block = install(model, layout)
-    initialize(block, sources, config, generator)
+    initialize(block, sources, config, generator, made)
     _freeze_like(block, sources["up_proj"])
 
 

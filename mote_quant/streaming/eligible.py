@@ -1,0 +1,22 @@
+"""Which runs can go through a model stage by stage, and why others have to hold it."""
+
+from __future__ import annotations
+
+from mote_quant.recipe import Recipe
+from mote_quant.recipe.schema import AutoBits, Quantize
+
+_PIPELINES = (["quantize"], ["upcycle", "quantize"])
+
+
+def streamable(recipe: Recipe) -> str | None:
+    """None where a run of `recipe` needs no more than a stage of the model at a time; else what stands against it."""
+    if [step.name for step in recipe.pipeline] not in _PIPELINES:
+        return "only pipelines of an optional upcycle and a quantize step go stage by stage"
+    if any(isinstance(spec, AutoBits) for spec in recipe.bits.values()):
+        return "bits: auto compares formats over the whole model"
+    config = recipe.pipeline[-1].config
+    if isinstance(config, Quantize) and config.keep_latents:
+        return "keep_latents keeps the experts of every layer as floats"
+    if isinstance(config, Quantize) and config.skip_rate:
+        return "skip_rate is set on the finished model"
+    return None

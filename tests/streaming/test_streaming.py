@@ -1,0 +1,174 @@
+"""A run that goes through a folder stage by stage makes what a run in memory makes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from mote_quant import pipeline
+from mote_quant.errors import ArtifactError, FingerprintError, ModelError
+from mote_quant.inspection import inspect
+from mote_quant.recipe import load
+from mote_quant.streaming import streamable
+from tests import pico
+from tests.mixtures import CALIBRATION, INT4_SHARED, TERNARY, logits
+from tests.sources import source_for
+
+UPCYCLE = {"upcycle": {"noise": 0.1, "combine": "zero_init", "router_std": 0.3}}
+GPTQ = {"format": "int4", "group_size": 16, "method": "gptq"}
+RTN = {"name": "rtn", "bits": TERNARY | INT4_SHARED | {"attention": "int8"}, "pipeline": [UPCYCLE, {"quantize": {}}]}
+DENSE = {"name": "dense", "bits": {"ffn": GPTQ, "attention": GPTQ}, "pipeline": [{"quantize": CALIBRATION}]}
+HALF = {"name": "half", "bits": {"*": "float16"} | DENSE["bits"], "pipeline": [{"quantize": {}}]}
+MOE = {
+    "name": "moe",
+    "bits": {"routed": GPTQ, "head": "int8", "embedding": "float32"},
+    "pipeline": [{"upcycle": {"shared": "none", "top_k": 2, "noise": 0.1}}, {"quantize": CALIBRATION}],
+}
+
+
+def both(recipe, family, folder, **sizes):
+    """(streamed, in memory): the same recipe on the same model."""
+    model = pico.PICO[family](layers=3, **sizes)
+    model.save_pretrained(folder / "dense")
+    data = source_for(model)
+    streamed = pipeline.apply(recipe, folder / "dense", data=data, output=folder / "streamed")
+    return streamed, pipeline.apply(recipe, model, data=data, output=folder / "memory")
+
+
+def differing(streamed, memory) -> list[str]:
+    ours, theirs = streamed.state_dict(), memory.state_dict()
+    assert ours.keys() == theirs.keys()
+    return [name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2", "opt", "gemma2", "llava", "qwen2_5_vl"])
+def test_up_cycling_and_rounding_are_the_same_to_the_bit(family, tmp_path):
+    streamed, memory = both(RTN, family, tmp_path)
+    assert differing(streamed, memory) == []
+    assert type(streamed) is type(memory)
+    torch.testing.assert_close(logits(streamed), logits(memory))
+    ours, theirs = (
+        json.loads((tmp_path / kind / "run" / "report.json").read_text()) for kind in ("streamed", "memory")
+    )
+    assert ours["bytes"] == theirs["bytes"]
+    assert ours["preservation"] == theirs["preservation"] == {"max_abs": 0.0, "relative": 0.0}
+    assert inspect(tmp_path / "streamed")["stored_bytes"] == ours["bytes"]["predicted"]
+    assert not (tmp_path / "streamed" / "run" / "stages").exists()
+
+
+def test_calibrated_codes_and_the_report_of_them_are_the_same(tmp_path):
+    streamed, memory = both(DENSE, "llama", tmp_path)
+    assert differing(streamed, memory) == []
+    ours, theirs = (
+        json.loads((tmp_path / kind / "run" / "report.json").read_text()) for kind in ("streamed", "memory")
+    )
+    (ours,), (theirs,) = ours["steps"], theirs["steps"]
+    for note in [*ours["modules"].values(), *theirs["modules"].values()]:
+        note.pop("seconds")
+    assert ours["modules"] == theirs["modules"]
+    assert ours["outputs"] == theirs["outputs"]
+    assert ours["calibration"] == theirs["calibration"]
+
+
+def test_full_precision_mixtures_too_with_types_of_all_kinds(tmp_path):
+    streamed, memory = both(MOE, "qwen2", tmp_path, tie_word_embeddings=False)
+    routed = [name for name in differing(streamed, memory) if ".experts." not in name]
+    # Calibration sees the norms and the router in their final types here, before they are cast there.
+    assert routed == []
+    torch.testing.assert_close(logits(streamed), logits(memory), rtol=0.05, atol=0.05)
+
+
+def test_a_model_may_change_its_type(tmp_path):
+    recipe = {"name": "half", "bits": {"ffn": "int8", "re:.*": "float16"}, "pipeline": [{"quantize": {}}]}
+    streamed, memory = both(recipe, "gemma2", tmp_path)
+    assert differing(streamed, memory) == []
+    assert streamed.dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("step", "bits", "said"),
+    [
+        ({"train": {"what": ["attention"], "data": "x", "steps": 1}}, {}, "optional upcycle and a quantize"),
+        (
+            {"quantize": CALIBRATION},
+            {"ffn": {"format": "auto", "choices": ["int8", "int4"], "average_bits": 5}},
+            "auto",
+        ),
+        ({"quantize": {"keep_latents": True}}, {"ffn": "int8"}, "keep_latents"),
+    ],
+)
+def test_what_cannot_be_streamed_says_why(step, bits, said):
+    assert said in (streamable(load({"name": "no", "bits": bits, "pipeline": [step]})) or "")
+    assert streamable(load(RTN)) is None
+
+
+def test_what_cannot_be_streamed_is_done_in_memory_and_told(tmp_path, caplog):
+    model = pico.PICO["llama"]()
+    model.save_pretrained(tmp_path / "dense")
+    recipe = RTN | {"pipeline": [UPCYCLE, {"quantize": {"keep_latents": True}}]}
+    with caplog.at_level("INFO"):
+        made = pipeline.apply(recipe, tmp_path / "dense", output=tmp_path / "out")
+    assert "held in memory: keep_latents" in caplog.text
+    assert torch.equal(logits(made), logits(pipeline.apply(recipe, model)))
+
+
+def test_without_an_output_folder_the_model_is_made_in_memory(tmp_path):
+    pico.PICO["llama"]().save_pretrained(tmp_path / "dense")
+    made = pipeline.apply(RTN, tmp_path / "dense")
+    assert torch.equal(logits(made), logits(pipeline.apply(RTN, pico.PICO["llama"]())))
+
+
+def test_a_folder_that_holds_another_run_is_refused(tmp_path):
+    for seed in (0, 1):
+        pico.PICO["llama"](seed=seed).save_pretrained(tmp_path / str(seed))
+    pipeline.apply(RTN, tmp_path / "0", output=tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.*")}
+    with pytest.raises(FingerprintError, match="model was"):
+        pipeline.apply(RTN, tmp_path / "1", output=tmp_path / "out")
+    with pytest.raises(FingerprintError, match="recipe"):
+        pipeline.apply(RTN | {"seed": 5}, tmp_path / "0", output=tmp_path / "out")
+    assert {path: path.read_bytes() for path in (tmp_path / "out").glob("*.*")} == before
+
+
+def test_a_folder_that_is_no_model_is_one_clear_error(tmp_path):
+    with pytest.raises(ModelError, match="it is no model folder"):
+        pipeline.apply(RTN, tmp_path, output=tmp_path / "out")
+    with pytest.raises(ModelError, match="hub id"):
+        pipeline.apply(RTN, tmp_path / "absent", output=tmp_path / "out")
+
+
+class StopError(Exception):
+    pass
+
+
+class StopAt:
+    """A progress that raises once so many stages are done."""
+
+    def __init__(self, stage: int) -> None:
+        self._stage = stage
+
+    def start(self, title: str, total: int) -> None:
+        self._title = title
+
+    def advance(self, done: int, **figures: float) -> None:
+        if self._title == "streaming" and done == self._stage:
+            raise StopError
+
+
+def test_a_damaged_stage_is_named_and_redone_once_deleted(tmp_path):
+    model = pico.PICO["llama"](layers=3)
+    model.save_pretrained(tmp_path / "dense")
+    with pytest.raises(StopError):
+        pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "out", options=pipeline.Options(StopAt(3)))
+    stages = tmp_path / "out" / "run" / "stages"
+    assert sorted(path.name for path in stages.glob("*.json")) == ["0000.json", "0001.json", "0002.json"]
+    damaged = stages / "0001.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    with pytest.raises(ArtifactError, match=r"altered.*delete .*0001.json"):
+        pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "out")
+    (stages / "0001.json").unlink()
+    resumed = pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "out")
+    # What comes after it was drawn from the state of its record.
+    assert differing(resumed, pipeline.apply(RTN, model)) == []
