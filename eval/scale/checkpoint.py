@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mote_quant.data.stdlib_text.processor import build_processor
 from mote_quant.hf.parts import INDEX, part_to_save, save_index
 from mote_quant.hf.saving import stored_bytes
 from mote_quant.hf.skeleton import skeleton_of
@@ -39,6 +40,8 @@ def write_checkpoint(shape: str, folder: Path, seed: int = 0, layers: int | None
         save_file({key: _draw(tensor, generator) for key, tensor in tensors.items()}, folder / name, {"format": "pt"})
         shards[name] = list(tensors)
     config.save_pretrained(folder)
+    # Some words, so that recipes can name text.
+    build_processor().save_pretrained(folder)
     save_index(shards, stored_bytes(folder), folder)
     return config
 

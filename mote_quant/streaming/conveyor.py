@@ -21,7 +21,7 @@ from mote_quant.steps.quantize.walk import stage_of
 from mote_quant.steps.upcycle.preservation import Receipt
 from mote_quant.steps.upcycle.run import upcycle_layer
 from mote_quant.streaming.following import Follower
-from mote_quant.streaming.paging import release_module
+from mote_quant.streaming.paging import release, return_free_memory
 from mote_quant.streaming.shards import Record, Shards
 
 
@@ -48,6 +48,7 @@ class Conveyor:
         self._stage = stage_of(self.model)
         self._generator = torch.Generator().manual_seed(self.plan.recipe.seed)
         self._known: Record | None = None
+        self._read: list[Tensor] = []
         self._last = len(decoder_layers(self.model)) + 1
         # A head in another type than the states it is given would have to be told from one that was quantized.
         comparable = self.upcycle is not None and self.mains.before == self.mains.after
@@ -56,6 +57,7 @@ class Conveyor:
     def begin(self, stage: int) -> bool:
         """Up-cycle the layer, or take the whole stage from the file that an earlier run wrote."""
         self._known = self.shards.record(stage)
+        self._read = list(self._held(stage).values())
         if self._known is not None:
             self._resume(stage, self._known)
             return False
@@ -63,7 +65,7 @@ class Conveyor:
             self.receipt = self._follower.receipt()
         for layout in self.plan.layouts:
             if self.upcycle is not None and self._stage(layout.path) == stage:
-                upcycle_layer(self.model, layout, self.upcycle, self._generator, pack_latents)
+                upcycle_layer(self.model, layout, self.upcycle, self._generator, _pack)
         if 0 < stage < self._last and self._follower is not None:
             self._follower.follow(stage - 1)
         return True
@@ -73,7 +75,10 @@ class Conveyor:
         if self._known is None:
             cast_parameters(self.model, self._casts(stage), self.mains, lambda name: self._stage(name) == stage)
             self.shards.adopt(self.model, stage, self._write(stage))
-        release_module(self.model)
+        # What was read, which by now the model may hold no more, and what was written.
+        release([*self._read, *self._held(stage).values()])
+        self._read.clear()
+        return_free_memory()
         self.progress.advance(stage + 1)
 
     def _resume(self, stage: int, known: Record) -> None:
@@ -91,11 +96,14 @@ class Conveyor:
             self.receipt = Receipt(*state["receipt"].tolist())
 
     def _write(self, stage: int) -> Record:
-        state = self.model.state_dict()
-        names = [name for name in state if self._stage(name.rpartition(".")[0]) == stage]
-        owned = {name: state[name] for name in names}
+        held = self._held(stage)
         notes = {name: note for name, note in self.notes.items() if self._stage(name) == stage}
-        return self.shards.write(stage, part_to_save(self.model, names), owned, notes, self._state())
+        return self.shards.write(stage, part_to_save(self.model, held), held, notes, self._state())
+
+    def _held(self, stage: int) -> dict[str, Tensor]:
+        """The part of the state dict that lies in a stage."""
+        state = self.model.state_dict()
+        return {name: tensor for name, tensor in state.items() if self._stage(name.rpartition(".")[0]) == stage}
 
     def _state(self) -> dict[str, Tensor]:
         state = {"generator": self._generator.get_state()}
@@ -108,3 +116,8 @@ class Conveyor:
     def _casts(self, stage: int) -> Mapping[str, FloatBits]:
         casts = {name: spec for name, spec in self.plan.formats.items() if isinstance(spec, FloatBits)}
         return {name: spec for name, spec in casts.items() if self._stage(name.rpartition(".")[0]) == stage}
+
+
+def _pack(expert: nn.Module) -> None:
+    pack_latents(expert)
+    return_free_memory()

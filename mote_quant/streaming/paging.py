@@ -34,6 +34,13 @@ def release(tensors: Iterable[Tensor]) -> None:
             ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
 
 
+def return_free_memory() -> None:
+    """Give freed memory back to the system, which glibc keeps for later (elsewhere: nothing)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def release_module(module: nn.Module) -> None:
     """`release` all parameters and buffers of `module`."""
     release(chain(module.parameters(), module.buffers()))
