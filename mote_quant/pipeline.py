@@ -18,18 +18,19 @@ from mote_quant.data.source import Source
 from mote_quant.errors import MoteError, RunError
 from mote_quant.fingerprint import fingerprint_of, weights_hash
 from mote_quant.hf.foreign.live import take_over
-from mote_quant.hf.loading import check_finite, check_model, folder_of, load_model, load_processor, not_mapped_because
+from mote_quant.hf.loading import called, check_finite, check_model, folder_of, load_model, load_processor
+from mote_quant.hf.mapped import load_mapped
 from mote_quant.hf.saving import save_model, stored_bytes
 from mote_quant.hf.teacher import open_teacher
 from mote_quant.journal import Run
 from mote_quant.planning import Plan, plan_on, skeleton_for
-from mote_quant.provenance import provenance
+from mote_quant.provenance import measured, provenance
 from mote_quant.recipe import Recipe, dump, load
 from mote_quant.report import build_report, render_html, render_markdown
 from mote_quant.steps import RUN, Context, Progress, Silent
 from mote_quant.steps.quantize.backends import require
 from mote_quant.steps.train import require_compiler
-from mote_quant.streaming import Stream, read_once, streamable
+from mote_quant.streaming import Stream, held_because, read_once
 
 _log = logging.getLogger(__name__)
 
@@ -65,27 +66,27 @@ def apply(
         return _apply_to_model(loaded, model, processor, data, output, options)
     folder = folder_of(model)
     processor = processor or load_processor(str(folder))
-    reason = _held_because(loaded, folder, output)
+    reason = held_because(loaded, folder) if output else "there is no output folder to stream into"
     if reason is None:
-        return _apply_to_files(loaded, folder, processor, data, Path(cast("str | Path", output)), options)
+        options.progress.start(f"opening {model}", 0)
+        opened = called(load_mapped(folder, loaded.bits), model)
+        return _apply_to_files(loaded, folder, opened, processor, data, Path(cast("str | Path", output)), options)
     _log.info("all of %s is held in memory: %s", model, reason)
     options.progress.start(f"loading {model}", 0)
-    return _apply_to_model(loaded, load_model(folder), processor, data, output, options)
-
-
-def _held_because(recipe: Recipe, folder: Path, output: str | Path | None) -> str | None:
-    """Why a run cannot go through the files of `folder` stage by stage; None when it can."""
-    if output is None:
-        return "there is no output folder to stream into"
-    return streamable(recipe) or not_mapped_because(folder)
+    return _apply_to_model(loaded, called(load_model(folder), model), processor, data, output, options)
 
 
 def _apply_to_files(
-    recipe: Recipe, folder: Path, processor: Any, data: str | Source | None, output: Path, options: Options
+    recipe: Recipe,
+    folder: Path,
+    model: nn.Module,
+    processor: Any,
+    data: str | Source | None,
+    output: Path,
+    options: Options,
 ) -> nn.Module:
     finished = skeleton_for(folder)
     plan = _planned(recipe, finished)
-    model = load_model(folder)
     check_model(model)
     opener = opener_for(model, processor=processor, data=data, seed=recipe.seed)
     fingerprint = fingerprint_of(recipe, model, opener, tensors=read_once(model, options.progress))
@@ -96,6 +97,7 @@ def _apply_to_files(
         _begin(run, plan)
         notes = stream.run()
         _stamp(model, made, notes)
+        options.progress.start("saving", 0)
         _conclude(run, plan, notes, made, stream.save(processor))
     _clear_up(run, options)
     return load_model(output)
@@ -162,6 +164,7 @@ def _run_in_folder(
 ) -> None:
     _begin(run, plan)
     notes = _run_steps(model, plan, opener, options, run, made)
+    options.progress.start("saving", 0)
     _conclude(run, plan.settled(model), notes, made, save_model(model, run.output, processor))
     _clear_up(run, options)
 
@@ -228,7 +231,9 @@ def _stamp(model: nn.Module, made: dict[str, Any], notes: list[dict[str, Any]]) 
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
         tokens = sum(int(note.get("tokens", 0)) for note in notes)
-        cast(Any, quantizer).quantization_config.provenance = made | {"tokens_seen": tokens}
+        config = cast(Any, quantizer).quantization_config
+        # What was known before stays: the model that this one was made from.
+        config.provenance = config.provenance | made | {"tokens_seen": tokens, "measured": measured(notes)}
 
 
 def _already_done(model: nn.Module, run: Run) -> nn.Module:

@@ -16,7 +16,8 @@ from torch import nn
 from mote_quant.anatomy.coverage import Row, assign_bits, coverage
 from mote_quant.data.embedded import embedded
 from mote_quant.errors import RequestError
-from mote_quant.hf.apart import to_unfuse
+from mote_quant.hf.apart import to_train, to_unfuse
+from mote_quant.hf.latents import make_latent
 from mote_quant.hf.structure import empty_packed, replace_module
 from mote_quant.hf.unfuse import unfuse
 from mote_quant.memory.ledger import Ledger, weigh
@@ -39,6 +40,7 @@ from mote_quant.recipe.schema import (
 )
 from mote_quant.steps.quantize.allocate import check_budgets
 from mote_quant.steps.quantize.casts import cast_parameters
+from mote_quant.steps.train.balance import check_balance
 from mote_quant.steps.train.selection import by_role, trainable_names
 from mote_quant.steps.upcycle import plan_layouts
 from mote_quant.steps.upcycle.trained import check_trained, trained_projections
@@ -107,16 +109,21 @@ def plan_on(recipe: Recipe, skeleton: nn.Module) -> Plan:
     dense = weigh(skeleton)
     layouts: tuple[MoteLayout, ...] = ()
     trained = []
+    moved: set[str] = set()
+    unfuse(skeleton, to_train(recipe.bits, skeleton))
     for step in recipe.pipeline:
         if isinstance(step.config, Upcycle):
             layouts = plan_layouts(skeleton, step.config)
             for layout in layouts:
                 install(skeleton, layout)
         elif isinstance(step.config, Train):
-            trained.append(by_role(skeleton, trainable_names(skeleton, step.config.what)))
+            chosen = trainable_names(skeleton, step.config.what)
+            check_balance(skeleton, step.config, chosen)
+            moved |= chosen.keys()
+            trained.append(by_role(skeleton, chosen))
     unfuse(skeleton, to_unfuse(recipe.bits, skeleton))
     formats = assign_bits(recipe.bits, skeleton)
-    check_trained(skeleton, formats, layouts)
+    check_trained(skeleton, formats, layouts, moved)
     check_budgets({name: spec for name, spec in formats.items() if isinstance(spec, AutoBits)}, skeleton)
     if any(isinstance(step.config, Quantize) and step.config.skip_rate for step in recipe.pipeline):
         check_skippable(skeleton)
@@ -124,6 +131,7 @@ def plan_on(recipe: Recipe, skeleton: nn.Module) -> Plan:
     layouts = tuple(replace(layout, qat=trained_projections(layout, skeleton, formats)) for layout in layouts)
     for layout in layouts:
         _make_latent(skeleton, layout)
+    make_latent(skeleton, formats)
     _carry_out(skeleton, formats)
     if recipe.pipeline[-1].name == "quantize":
         _pack_latents(skeleton)

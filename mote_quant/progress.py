@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Protocol
 
 
+class Bytes(int):
+    """A number of bytes: a stretch whose total is one is shown as such."""
+
+
 class Progress(Protocol):
     """Where a step says how far it is."""
 
     def start(self, title: str, total: int) -> None:
-        """A stretch of `total` units begins."""
+        """A stretch of `total` units begins; 0 where nobody knows how many, `Bytes` where they are bytes."""
 
     def advance(self, done: int, **figures: float) -> None:
         """`done` units of the stretch are behind us; `figures` are worth showing (loss, ...)."""

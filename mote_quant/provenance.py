@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,19 @@ _PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "dat
 def provenance(recipe: Recipe, fingerprint: dict[str, Any]) -> dict[str, Any]:
     """What goes into an artifact: our version and commit, package versions, the resolved recipe, seed, fingerprints."""
     return versions() | {"recipe": dump(recipe), "seed": recipe.seed, "fingerprint": fingerprint}
+
+
+def measured(notes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What the steps of a run noted about their result on data, by names for people; {} where nothing was measured."""
+    return {name: float(value) for note in notes for name, value in _noted(note) if value is not None}
+
+
+def _noted(note: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    yield "relative change of the outputs by up-cycling", (note.get("preservation") or {}).get("relative")
+    yield "loss at the end of training", note["curve"][-1]["loss"] if note.get("curve") else None
+    outputs = note.get("outputs") or {}
+    yield "KL divergence from the model before quantizing, in nats", outputs.get("kl")
+    yield "share of tokens predicted as before quantizing", outputs.get("agreement")
 
 
 def versions() -> dict[str, Any]:

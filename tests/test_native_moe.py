@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from mote_quant.kernels.packed_linear import PackedLinear
 from mote_quant.moe.native import NativeExperts
 from mote_quant.planning import plan
 from tests import pico
+from tests.fresh import give_inputs, load_all
 from tests.mixtures import logits, tensors_in
 from tests.sources import source_for
 
@@ -59,39 +58,6 @@ def packed(model: nn.Module) -> set[str]:
     return set(packed_modules(model))
 
 
-LOAD = """
-import json, sys
-from pathlib import Path
-import torch
-{imports}
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
-
-torch.set_num_threads(1)
-said = {{}}
-for folder in sorted(Path(sys.argv[1]).iterdir()):
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder).eval()
-        ids = torch.tensor(json.loads((folder / "ids.json").read_text()))
-        with torch.no_grad():
-            logits = model(input_ids=ids, use_cache=False).logits
-        tensors = {{name: tensor.clone() for name, tensor in model.state_dict().items()}}
-        save_file(tensors | {{"the logits": logits}}, folder / "seen.tensors")
-        said[folder.name] = "loaded"
-    except Exception as error:
-        said[folder.name] = f"{{type(error).__name__}}: {{error}}"
-print(json.dumps(said))
-"""
-
-
-def in_a_fresh_process(folder: Path, imports: str) -> dict[str, str]:
-    """Load every model of `folder`; what became of each."""
-    command = [sys.executable, "-c", LOAD.format(imports=imports), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    said: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
-    return said
-
-
 Runs = tuple[Path, dict[str, PreTrainedModel], dict[str, dict[str, Any]]]
 
 
@@ -105,13 +71,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
             model, run = build(), f"{family}-{name}"
             reports[run] = applied(model, {"routed": spec}, folder / run)
             models[run] = model
-            (folder / run / "ids.json").write_text(json.dumps(pico.inputs(model)["input_ids"].tolist()))
+            give_inputs(model, folder / run)
     return folder, models, reports
 
 
 def test_a_fresh_process_reads_the_same_codes_and_logits(runs: Runs) -> None:
     folder, models, _ = runs
-    assert set(in_a_fresh_process(folder, "import mote_quant").values()) == {"loaded"}
+    assert set(load_all(folder, "import mote_quant").values()) == {"loaded"}
     for run, model in models.items():
         seen = load_file(folder / run / "seen.tensors")
         torch.testing.assert_close(seen.pop("the logits"), logits(model), rtol=1e-5, atol=1e-5)
@@ -123,7 +89,7 @@ def test_a_fresh_process_reads_the_same_codes_and_logits(runs: Runs) -> None:
 
 def test_without_mote_quant_they_are_refused_not_filled_with_noise(runs: Runs) -> None:
     folder, models, _ = runs
-    said = in_a_fresh_process(folder, "")
+    said = load_all(folder, "")
     assert said.keys() == models.keys()
     assert {text.partition(":")[0] for text in said.values()} == {"RuntimeError"}
 

@@ -350,7 +350,8 @@ def test_the_processor_is_among_the_files_of_a_finished_run(tmp_path):
     recipe, processor = {"name": "short", "pipeline": RECIPE["pipeline"][1:2]}, build_processor()
     pipeline.apply(recipe, pico.PICO["qwen2"](), processor=processor, output=tmp_path)
     listed = json.loads((tmp_path / "run" / "done.json").read_text())["files"]
-    assert listed.keys() == {path.name for path in tmp_path.iterdir() if path.is_file()}
+    # The model card is everybody's to edit.
+    assert {*listed, "README.md"} == {path.name for path in tmp_path.iterdir() if path.is_file()}
     damage(tmp_path / "tokenizer.json", "altered")
     with pytest.raises(ArtifactError, match=r"tokenizer\.json was altered"):
         pipeline.apply(recipe, pico.PICO["qwen2"](), processor=processor, output=tmp_path)

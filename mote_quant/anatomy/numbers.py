@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mote_quant.anatomy.activation import activation_of
 from mote_quant.anatomy.block import FeedForward
 from mote_quant.errors import BadWeightsError
 
@@ -18,21 +19,22 @@ HALF_TOLERANCE = 2e-2
 
 
 def mismatch(block: nn.Module, parts: FeedForward) -> str | None:
-    """How the block differs from `down(act(gate(x)) * up(x))` or `down(act(up(x)))`; None if not, or if on meta."""
+    """How the block differs from what `parts` says of it; None if not, or on meta."""
     weight = _weight(block, parts)
     if weight.is_meta:
         return None
     x = _rows(weight, parts)
+    given = (x, x) if parts.residual else (x,)
     with _evaluating(block):
-        expected = _run(block, parts, x, swapped=False)
+        expected = _run(block, parts, x)
         if not bool(expected.isfinite().all()):
             raise BadWeightsError(
                 f"the feed-forward weights in {parts.up}, {parts.down} give values that are not finite"
             )
         try:
-            actual = block(x)
+            actual = block(*given)
         except Exception as error:  # a forward of another signature fails in its own way
-            return f"it cannot be called with hidden states alone ({type(error).__name__}: {error})"
+            return f"it cannot be called with {_given(parts)} ({type(error).__name__}: {error})"
     if not isinstance(actual, Tensor) or actual.shape != expected.shape:
         return "it does not return one tensor of hidden states"
     distance = _distance(actual, expected)
@@ -41,35 +43,37 @@ def mismatch(block: nn.Module, parts: FeedForward) -> str | None:
     return f"its output is off by {distance:.1%} from {_formula(parts)}, so its forward does something else"
 
 
-def fits_better_swapped(block: nn.Module, parts: FeedForward) -> bool:
-    """Whether a gated block's output says that gate and up are the other way round. False on meta."""
-    weight = _weight(block, parts)
-    if weight.is_meta:
-        return False
-    x = _rows(weight, parts)
-    with _evaluating(block):
-        try:
-            actual = block(x)
-        except Exception:  # `mismatch` is the one to report it
-            return False
-        straight, swapped = (_run(block, parts, x, order) for order in (False, True))
-    if not isinstance(actual, Tensor) or actual.shape != straight.shape:
-        return False
-    return _distance(actual, swapped) < _distance(actual, straight)
+def _run(block: nn.Module, parts: FeedForward, x: Tensor) -> Tensor:
+    up = block.get_submodule(parts.up)(x)
+    down = block.get_submodule(parts.down)
+    output = cast(Tensor, down(_entering(up, block, parts, x))) * parts.output_scale
+    return output + x if parts.residual else output
 
 
-def _run(block: nn.Module, parts: FeedForward, x: Tensor, swapped: bool) -> Tensor:
-    up, down, activation = (block.get_submodule(name) for name in (parts.up, parts.down, parts.activation))
-    if parts.gate is None:
-        return cast(Tensor, down(activation(up(x))))
-    gate = block.get_submodule(parts.gate)
-    gate, up = (up, gate) if swapped else (gate, up)
-    return cast(Tensor, down(activation(gate(x)) * up(x)))
+def _entering(up: Tensor, block: nn.Module, parts: FeedForward, x: Tensor) -> Tensor:
+    activation, gate = activation_of(block, parts.activation, parts.function), up
+    if parts.fused:
+        gate, up = up.chunk(2, dim=-1)[:: 1 if parts.fused == "gate_first" else -1]
+    elif parts.gate is not None:
+        gate = block.get_submodule(parts.gate)(x)
+    activated = activation(gate * parts.gate_scale)
+    entering = activated if parts.gate is None else activated * up
+    return cast(Tensor, entering if parts.norm is None else block.get_submodule(parts.norm)(entering))
+
+
+def _given(parts: FeedForward) -> str:
+    return "hidden states and a residual" if parts.residual else "hidden states alone"
 
 
 def _formula(parts: FeedForward) -> str:
+    scaled = {"gate": parts.gate_scale, "output": parts.output_scale}
+    factors = [f"{name} times {scale:g}" for name, scale in scaled.items() if scale != 1.0]
     inner = f"act({parts.up}(x))" if parts.gate is None else f"act({parts.gate}(x)) * {parts.up}(x)"
-    return f"{parts.down}({inner})"
+    if parts.fused:
+        inner = f"act(gate) * up, the halves of {parts.up}(x)"
+    if parts.norm is not None:
+        inner = f"{parts.norm}({inner})"
+    return ", ".join([f"{parts.down}({inner})", *factors]) + (" and the residual" if parts.residual else "")
 
 
 def _weight(block: nn.Module, parts: FeedForward) -> Tensor:

@@ -76,8 +76,12 @@ def _layers(model: nn.Module) -> Given:
 
 def _native_experts(model: nn.Module) -> Given:
     """In a model that came with experts: beside them, feed-forward blocks are shared and the rest is the router."""
+    blocks = [block.path for block in scan(model) if not block.inline]
     for path, layer in decoder_layers(model):
         holders = list(expert_holders(path, layer))
+        for block in blocks:
+            if holders and under(block, path):
+                yield block, "shared"
         for holder in holders:
             mixture = holder.rpartition(".")[0]
             if mixture != path:

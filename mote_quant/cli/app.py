@@ -6,13 +6,12 @@ from typing import Annotated
 
 import typer
 
-from mote_quant.cli import apply, demo, evaluate, export, inspect, plan, recipes, sweep
+from mote_quant.cli import apply, demo, doctor, evaluate, export, inspect, plan, recipes, sweep
 from mote_quant.cli.session import Session
 from mote_quant.version import __version__
 
 app = typer.Typer(
     name="mote-quant",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -26,6 +25,7 @@ app.command("sweep")(sweep.sweep)
 app.command("inspect")(inspect.inspect)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
+app.command("doctor")(doctor.doctor)
 app.add_typer(recipes.app, name="recipes")
 
 

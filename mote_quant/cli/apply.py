@@ -8,9 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from mote_quant.cli.options import JsonOption, QuietOption, RecipeArgument, SetOption
+from mote_quant.cli.estimate import check_room, prepare
+from mote_quant.cli.options import (
+    DataOption,
+    JsonOption,
+    ModelOption,
+    QuietOption,
+    RecipeArgument,
+    SetOption,
+    TimesOption,
+)
 from mote_quant.cli.output import print_json, print_lines, print_tables
-from mote_quant.cli.plan import show_plan
+from mote_quant.cli.planned import show_plan
 from mote_quant.cli.progress import watching
 from mote_quant.cli.session import Session, guarded
 
@@ -19,22 +28,19 @@ from mote_quant.cli.session import Session, guarded
 def apply(
     context: typer.Context,
     recipe: RecipeArgument,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="A model folder or a hub id; the recipe's own `model:` without.")
-    ] = None,
+    model: ModelOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where the model goes; runs/<recipe> without.")
     ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", help="A file or a data source in place of what the recipe names.")
-    ] = None,
+    data: DataOption = None,
     overrides: SetOption = None,
     keep_steps: Annotated[bool, typer.Option("--keep-steps", help="Keep the checkpoint of every step.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the plan; write and load nothing.")] = False,
+    times: TimesOption = True,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Carry out a recipe on a model: plan, run, save, report.
+    """Carry out a recipe on a model: plan, estimate, run, save, report.
 
     The model lies at the top of DIR, ready for from_pretrained; all about the
     run lies in DIR/run. Interrupted? The same command goes on from there.
@@ -42,27 +48,30 @@ def apply(
     \b
     Examples:
       mote-quant apply mote-digits --model runs/dense --output runs/mote
-      mote-quant apply recipe.yaml --data train.jsonl --set seed=1
+      mote-quant apply mote --model path/to/model --data train.jsonl
+      mote-quant apply mine.yaml --model Qwen/Qwen3-4B --data owner/name:config
       mote-quant apply mote-qwen2.5-0.5b --dry-run
     """
     session: Session = context.obj
     with watching(session, quiet) as progress:
-        from mote_quant import pipeline, planning
-        from mote_quant.cli.models import model_name, open_model, to_plan
+        from mote_quant import pipeline
+        from mote_quant.cli.models import check_data, model_name, to_open
         from mote_quant.recipe import load
 
         loaded = load(recipe, overrides or ())
-        name = model_name(loaded, model)
-        planned = planning.plan(loaded, to_plan(name))
-        if not (quiet or as_json) or (dry_run and as_json):
-            show_plan(planned, as_json)
+        name, folder = model_name(loaded, model), output or Path("runs") / loaded.name
+        shown = not (quiet or as_json) or (dry_run and as_json)
+        planned, estimate = prepare(loaded, name, folder, times and shown)
+        if shown:
+            show_plan(planned, as_json, estimate)
         if dry_run:
             return
-        session.output = output or Path("runs") / loaded.name
-        progress.start(f"opening {name}", 0)
-        opened, processor = open_model(name, loaded.seed)
+        check_room(estimate, folder, quiet)
+        check_data(loaded, data)
+        opened, processor = to_open(name, loaded, recipe, model is not None, quiet)
+        session.output = folder
         options = pipeline.Options(progress=progress, keep_steps=keep_steps)
-        pipeline.apply(loaded, opened, processor=processor, data=data, output=session.output, options=options)
+        pipeline.apply(loaded, opened, processor=processor, data=data, output=folder, options=options)
     _report(session.output, quiet, as_json)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mote_quant.cli import completion
 from mote_quant.cli.options import JsonOption
 from mote_quant.cli.output import Table, print_json, print_tables
 from mote_quant.cli.progress import watching
@@ -19,7 +20,12 @@ def evaluate(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A model folder.")],
     data: Annotated[
-        str | None, typer.Option(help="Measure on the test split of this data: a name, a file or a datasets id.")
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Measure on the test split of this data: a name, a file or a datasets id.",
+            autocompletion=completion.data,
+        ),
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="Run these tasks of lm-eval or of ours (stdlib_next_line, ...); comma between.")

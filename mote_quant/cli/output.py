@@ -15,6 +15,8 @@ from rich.text import Text
 Table = tuple[str, list[str], list[list[str]]]
 """Title, header, rows."""
 _PIPED_WIDTH = 140
+_HOUR = 3600
+_TIMES = ((24 * _HOUR, "days"), (_HOUR, "h"), (60, "min"), (1, "s"))
 
 
 def print_json(value: Any) -> None:
@@ -34,6 +36,15 @@ def print_lines(lines: Iterable[str]) -> None:
     """Lines as they are, never wrapped."""
     for line in lines:
         typer.echo(line)
+
+
+def human_time(seconds: float) -> str:
+    """Seconds for people: `under a second`, `42 s`, `7 min`, `3.5 h`, `12 days`."""
+    if seconds < 1:
+        return "under a second"
+    size, unit = next(((size, unit) for size, unit in _TIMES if seconds >= size), _TIMES[-1])
+    count = seconds / size
+    return f"{count:.1f} {unit}" if count < 9.95 and size >= _HOUR else f"{count:.0f} {unit}"
 
 
 def _table(title: str, header: list[str], rows: list[list[str]]) -> RichTable:

@@ -1,4 +1,4 @@
-"""How far a run is, on stderr: a live display in a terminal, a line now and then in a log file."""
+"""What reaches stderr while a command works: our progress and logs as the user wants them, and nobody else's."""
 
 from __future__ import annotations
 
@@ -6,113 +6,15 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mote_quant.cli.display import Display, Hidden, Lines, Live
 
 if TYPE_CHECKING:
     from mote_quant.cli.session import Session
-
-_LINES_A_STRETCH = 10
-
-
-class Display(Protocol):
-    """A `mote_quant.steps.Progress` that also ends."""
-
-    def start(self, title: str, total: int) -> None:
-        """A stretch of `total` units begins (0: nobody knows how many)."""
-
-    def advance(self, done: int, **figures: float) -> None:
-        """`done` units of the stretch are behind us."""
-
-    def close(self) -> None:
-        """Nothing more will come."""
-
-
-class Hidden:
-    """`--quiet`."""
-
-    def start(self, title: str, total: int) -> None:
-        """Nothing."""
-
-    def advance(self, done: int, **figures: float) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-class Live:
-    """Spinner, bar, steps, figures, time left; a finished stretch stays as a line."""
-
-    def __init__(self, console: Console) -> None:
-        self._bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
-            TextColumn("{task.fields[count]}"),
-            TextColumn("{task.fields[figures]}", style="cyan"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self._task: TaskID | None = None
-
-    def start(self, title: str, total: int) -> None:
-        """Begin a bar; without a total it pulses, and leaves no line behind."""
-        self._end_stretch()
-        self._bars.start()
-        count = f"0/{total}" if total else ""
-        self._task = self._bars.add_task(title, total=total or None, count=count, figures="")
-
-    def advance(self, done: int, **figures: float) -> None:
-        """Move the bar."""
-        if self._task is not None:
-            total = self._bars.tasks[-1].total
-            count = f"{done}/{total:.0f}" if total else str(done)
-            self._bars.update(self._task, completed=done, count=count, figures=_text(figures))
-
-    def close(self) -> None:
-        """Leave the display as it stands."""
-        self._end_stretch()
-        self._bars.stop()
-
-    def _end_stretch(self) -> None:
-        if self._task is not None and self._bars.tasks[-1].total is None:
-            self._bars.remove_task(self._task)
-        self._task = None
-
-
-class Lines:
-    """Ten plain lines a stretch."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._title, self._total, self._shown = "", 0, 0
-
-    def start(self, title: str, total: int) -> None:
-        """Say what begins."""
-        self._title, self._total, self._shown = title, total, 0
-        self._say(f"{title}, {total} steps" if total else title)
-
-    def advance(self, done: int, **figures: float) -> None:
-        """Say so at every tenth."""
-        tenth = _LINES_A_STRETCH * done // self._total if self._total else 0
-        if tenth > self._shown:
-            self._shown = tenth
-            self._say(f"{self._title} {done}/{self._total} {_text(figures)}".rstrip())
-
-    def close(self) -> None:
-        """Nothing."""
-
-    def _say(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _text(figures: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
 
 
 @contextmanager
@@ -125,6 +27,7 @@ def watching(session: Session, quiet: bool = False) -> Iterator[Display]:
         stack.enter_context(_logs(RichHandler(console=console, show_path=False, markup=False), level))
         stack.enter_context(_transformers_silent())
         stack.enter_context(_datasets_silent())
+        stack.enter_context(_hub_silent())
         stack.enter_context(warnings.catch_warnings())
         if not session.verbose:
             warnings.simplefilter("ignore")
@@ -175,3 +78,16 @@ def _datasets_silent() -> Iterator[None]:
         theirs.set_verbosity(verbosity)
         if not hidden:
             datasets.enable_progress_bars()
+
+
+@contextmanager
+def _hub_silent() -> Iterator[None]:
+    from huggingface_hub.utils import logging as theirs
+
+    verbosity = theirs.get_verbosity()
+    # It announces every retry; what cannot be reached is raised in the end.
+    theirs.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(verbosity)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from mote_quant.cli import completion
 from mote_quant.cli.output import print_lines, print_tables
 from mote_quant.cli.session import guarded
 from mote_quant.errors import RecipeError
@@ -34,7 +35,9 @@ def list_recipes(context: typer.Context) -> None:
 @guarded
 def show(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A shipped recipe or a file.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A shipped recipe or a file.", autocompletion=completion.recipes)
+    ],
     source: Annotated[
         bool, typer.Option("--source", help="Show the file as it was written, with its comments and `extends`.")
     ] = False,
@@ -59,7 +62,10 @@ def show(
 @guarded
 def validate(
     context: typer.Context,
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Recipe files (or shipped names).")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH...", help="Recipe files (or shipped names).", autocompletion=completion.recipes),
+    ],
 ) -> None:
     """Check recipes and name every mistake in every file; exit code 2 if there is any.
 

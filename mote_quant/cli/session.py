@@ -35,7 +35,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         session: Session = context.obj
         try:
             command(context=context, **values)
-        except BrokenPipeError:
+        except (BrokenPipeError, typer.Exit):
             raise
         except KeyboardInterrupt as error:
             raise _fail(["interrupted"], INTERRUPTED, session.output) from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mote_quant.cli import completion
 from mote_quant.cli.options import JsonOption, QuietOption, SetOption
 from mote_quant.cli.output import Table, print_json, print_lines, print_tables
 from mote_quant.cli.progress import watching
@@ -23,12 +24,29 @@ if TYPE_CHECKING:
 @guarded
 def sweep(
     context: typer.Context,
-    file: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or the name of a shipped one.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="SWEEP", help="A sweep file, or the name of a shipped one.", autocompletion=completion.sweeps
+        ),
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where it all goes; runs/<sweep> without.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Another base model than the sweep's.")] = None,
-    data: Annotated[str | None, typer.Option("--data", help="Other data than the sweep's.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="Another base model than the sweep's.",
+            autocompletion=completion.models,
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="DATA", help="Other data than the sweep's.", autocompletion=completion.data),
+    ] = None,
     overrides: SetOption = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Cells at a time, a process each.")] = 1,
     ray: Annotated[

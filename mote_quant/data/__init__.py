@@ -8,14 +8,16 @@ from typing import Any
 
 from mote_quant.data.processors import image_processor_of
 from mote_quant.data.source import Sample, Source
+from mote_quant.errors import DataError
+from mote_quant.recipe.near import did_you_mean
 
-__all__ = ["Sample", "Source", "open_source"]
+__all__ = ["Sample", "Source", "check_there", "open_source"]
 
 Opener = Callable[[Any, int | None, int], Source]
 
 
 def open_source(name: str, *, processor: Any = None, max_length: int | None = None, seed: int = 0) -> Source:
-    """Open what a recipe names: an embedded source, a local .txt/.jsonl/.parquet file, or a `datasets` id.
+    """Open what a recipe names: an embedded source, a local .txt/.jsonl/.parquet file or folder, or a `datasets` id.
 
     Rows have `text`, or `prompt` and `completion` (else `question` and `answer`), and may have an `image` or `images`
     beside it. `processor` is the model's tokenizer or processor (embedded sources have one of their own), `max_length`
@@ -23,13 +25,31 @@ def open_source(name: str, *, processor: Any = None, max_length: int | None = No
     """
     if name in _EMBEDDED:
         return _EMBEDDED[name](processor, max_length, seed)
-    if Path(name).suffix.lower() in _LOCAL or Path(name).exists():
+    if _is_path(name):
+        check_there(name)
         from mote_quant.data.local import open_file
 
         return open_file(Path(name), processor, max_length)
     from mote_quant.data.hub import open_dataset
 
     return open_dataset(name, processor, max_length)
+
+
+def check_there(name: str) -> None:
+    """DataError with near misses where `name` means a place on this machine that is not there."""
+    path = Path(name)
+    if name in _EMBEDDED or not _is_path(name) or path.exists():
+        return
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    hint = did_you_mean(path.name, beside, limit=3) or f"; {_ASK}"
+    raise DataError(f"{name} does not exist{hint}")
+
+
+def _is_path(name: str) -> bool:
+    """Whether `name` means a place on this machine, there or not: a mistyped path is not looked up on the network."""
+    path = Path(name)
+    beside = path.parent != Path() and path.parent.is_dir()
+    return path.suffix.lower() in _LOCAL or path.exists() or path.is_absolute() or name.startswith(".") or beside
 
 
 def _digits_vqa(processor: Any, max_length: int | None, seed: int) -> Source:
@@ -47,4 +67,5 @@ def _stdlib_text(processor: Any, max_length: int | None, seed: int) -> Source:
 
 
 _EMBEDDED: dict[str, Opener] = {"digits-vqa": _digits_vqa, "stdlib-text": _stdlib_text}
-_LOCAL = (".txt", ".jsonl", ".parquet")
+_ASK = "give a .txt, .jsonl or .parquet file, a folder of them, an embedded source or a datasets id"
+_LOCAL = (".txt", ".jsonl", ".json", ".parquet")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,21 @@ from mote_quant.errors import DataError
 
 DOCUMENT_END = "<|endoftext|>"
 """The mark that separates documents in plain text, as TinyStories and others have it."""
-_LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+"""Ending of a file with rows -> how it is read."""
 
 
 def open_file(path: Path, processor: Any = None, max_length: int | None = None) -> Source:
     """A local file as a Source: the last 5 % is the test split, the 5 % before it validation. Raises DataError."""
-    if not path.exists():
-        raise DataError(
-            f"{path} does not exist; give a .txt, .jsonl or .parquet file, an embedded source or a datasets id"
-        )
     if path.is_dir():
-        raise DataError(f"{path} is a folder; give a .txt, .jsonl or .parquet file")
+        from mote_quant.data.folders import open_folder
+
+        return open_folder(path, processor, max_length)
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty")
     tokenizer = text.tokenizer_of(processor, str(path))
     content = path.read_bytes()
-    if path.suffix.lower() in _LOADERS:
+    if path.suffix.lower() in LOADERS:
         return from_rows(str(path), read_rows(path), processor, max_length, content, path.parent)
     length = text.block_length(tokenizer, max_length)
     fingerprint = fingerprint_of(content, length, tokenizer.get_vocab())
@@ -43,14 +43,15 @@ def read_documents(path: Path) -> list[str]:
     return [document for part in content.split(DOCUMENT_END) if (document := part.strip())]
 
 
-def read_rows(path: Path) -> Any:
-    """A JSONL or parquet file as a table of `datasets`. DataError with the reader's own reason."""
+def read_rows(files: Path | Sequence[Path]) -> Any:
+    """JSONL or parquet files, all of one kind, as a table of `datasets`. DataError with the reader's own reason."""
     from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
 
-    reader = {"json": Dataset.from_json, "parquet": Dataset.from_parquet}[_LOADERS[path.suffix.lower()]]
+    paths = [files] if isinstance(files, Path) else files
+    reader = {"json": Dataset.from_json, "parquet": Dataset.from_parquet}[LOADERS[paths[0].suffix.lower()]]
     try:
-        return reader(str(path))
+        return reader([str(path) for path in paths])
     except (DatasetGenerationError, ValueError, OSError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
-        raise DataError(f"{path} cannot be read: {reason}") from error
+        raise DataError(f"{', '.join(map(str, paths))} cannot be read: {reason}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import product
 from typing import cast
@@ -15,7 +15,7 @@ from mote_quant.anatomy.structure import ask, join, path_of
 from mote_quant.errors import UnsupportedModelError
 from mote_quant.formats import dtype_of
 from mote_quant.hf.fused import fused_experts, read_fused
-from mote_quant.recipe.schema import Bits, FloatBits
+from mote_quant.recipe.schema import Bits, FloatBits, trains
 from mote_quant.recipe.targets import Candidate, matches
 
 
@@ -31,7 +31,23 @@ def to_unfuse(bits: Mapping[str, Bits], model: nn.Module) -> list[str]:
     main = _main_dtype(bits, model)
     for target in [target for target, spec in bits.items() if _apart(spec, main)]:
         _check(target, model, holders)
-    return [path for path, module in holders.items() if _asked(bits, _one_by_one(path, module), main)]
+    return _asked(bits, holders, lambda spec: _apart(spec, main))
+
+
+def to_train(bits: Mapping[str, Bits], model: nn.Module) -> list[str]:
+    """Those of them that are apart before anything else is done, for `bits` gives them a format that is trained."""
+    return _asked(bits, fused_experts(model), trains)
+
+
+def _asked(
+    bits: Mapping[str, Bits], holders: Mapping[str, nn.Module], wanted: Callable[[Bits | None], bool]
+) -> list[str]:
+    """The holders of an expert to which the first rule that means it gives what is `wanted`."""
+    return [
+        path
+        for path, module in holders.items()
+        if any(wanted(_first_rule(bits, [name])) for name in _one_by_one(path, module))
+    ]
 
 
 def _check(target: str, model: nn.Module, holders: Mapping[str, nn.Module]) -> None:
@@ -40,11 +56,6 @@ def _check(target: str, model: nn.Module, holders: Mapping[str, nn.Module]) -> N
     if meant <= holders.keys():
         for path in sorted(meant):
             read_fused(path, holders[path])
-
-
-def _asked(bits: Mapping[str, Bits], names: Iterable[Candidate], main: torch.dtype) -> bool:
-    """Whether the first rule for any of `names` gives it what a fused parameter cannot have."""
-    return any(_apart(_first_rule(bits, [name]), main) for name in names)
 
 
 def _one_by_one(path: str, module: nn.Module) -> Iterator[Candidate]:

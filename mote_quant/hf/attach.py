@@ -1,17 +1,22 @@
-"""Tie a live model to our quantizer: its own `save_pretrained` writes our files, `Trainer` knows whether it trains."""
+"""Tie a live model to our quantizer: its own methods save, push and cast it our way, `Trainer` knows if it trains."""
 
 from __future__ import annotations
 
+import re
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
+from mote_quant.hf.hub import push_to_hub
 from mote_quant.hf.quantizer import MoteConfig, MoteQuantizer, register
 from mote_quant.hf.saving import save_pretrained
 from mote_quant.hf.structure import structure_of
 from mote_quant.moe import blocks
 from mote_quant.qat.linear import QatLinear
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def attach(
@@ -23,7 +28,8 @@ def attach(
     (`balance_loss`, `z_loss`, `provenance`).
     """
     register()
-    quantizer = quantizer or getattr(model, "hf_quantizer", None) or MoteQuantizer(MoteConfig())
+    known = quantizer or getattr(model, "hf_quantizer", None)
+    quantizer = known or MoteQuantizer(MoteConfig(provenance=_origin(model)))
     config = quantizer.quantization_config
     for name, value in fields.items():
         setattr(config, name, value)
@@ -36,8 +42,18 @@ def attach(
     model.hf_quantizer = quantizer
     cast(Any, model).is_quantized = True
     cast(Any, model).config.quantization_config = config
-    cast(Any, model).save_pretrained = partial(save_pretrained, model)
+    own: dict[str, Any] = {"save_pretrained": save_pretrained, "push_to_hub": push_to_hub}
+    # transformers refuses these casts to quantized models; ours keep codes and scales by themselves.
+    own |= {"half": nn.Module.half, "float": nn.Module.float}
+    for name, method in own.items():
+        setattr(model, name, partial(method, model))
     return quantizer
+
+
+def _origin(model: nn.Module) -> dict[str, str]:
+    """The hub model that this one was loaded as; nothing where it came from a folder, whose name says nothing."""
+    name = str(getattr(model, "name_or_path", ""))
+    return {"base_model": name} if _HUB_ID.fullmatch(name) and not Path(name).exists() else {}
 
 
 def holds_latents(model: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from mote_quant.errors import ArtifactError, BadWeightsError, ModelError, MoteEr
 from mote_quant.hf.skeleton import language_config, model_class, read_config, skeleton_of
 
 _PIECE = 1 << 22
+_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_OTHER_FORMS = ["original/*", "onnx/*", "*/*.safetensors"]
 _PROCESSOR_FILES = ("*token*", "*processor*", "vocab*", "merges*", "*.model")
 
 
@@ -31,7 +33,7 @@ def load_model(name: str | Path) -> nn.Module:
         config = read_config(folder) if local else _hub_config(str(name))
         reader = reader_for(config)
         if reader is not None:
-            return ForeignCheckpoint.open(folder if local else _downloaded(str(name)), config, reader).load()
+            return ForeignCheckpoint.open(folder if local else downloaded(str(name)), config, reader).load()
         model: nn.Module = model_class(config).from_pretrained(str(name), dtype="auto")
         return model
 
@@ -40,19 +42,14 @@ def folder_of(name: str | Path) -> Path:
     """The folder `name`, or the one that the hub model of that id is kept in (downloaded where it was not)."""
     folder = Path(name)
     with _as_our_error(name, folder.is_dir()):
-        return folder if folder.is_dir() else _downloaded(str(name))
+        return folder if folder.is_dir() else downloaded(str(name))
 
 
-def not_mapped_because(folder: Path) -> str | None:
-    """Why loading the model in `folder` has to hold it in memory; None when its tensors will be maps of its files."""
-    from mote_quant.hf.foreign import reader_for
-    from mote_quant.hf.fused import fused_experts
-
-    if reader_for(read_config(folder)) is not None:
-        return "its quantized layers are translated on loading"
-    if not list(folder.glob("*.safetensors")):
-        return "its weights are not in safetensors files"
-    return "its experts are fused on loading" if fused_experts(skeleton_in(folder)) else None
+def called(model: nn.Module, name: str | Path) -> nn.Module:
+    """`model`, which says that it is `name` (a hub id), not the folder that is kept in."""
+    if not Path(name).is_dir():
+        cast(Any, model).name_or_path = cast(Any, model).config.name_or_path = str(name)
+    return model
 
 
 def skeleton_in(folder: Path) -> nn.Module:
@@ -71,10 +68,11 @@ def _hub_config(name: str) -> Any:
     return AutoConfig.from_pretrained(name)
 
 
-def _downloaded(name: str) -> Path:
+def downloaded(name: str) -> Path:
+    """The folder of the hub's cache that hub model `name` lies in: config, weights, tokenizer, chat template."""
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    return Path(snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=_OTHER_FORMS))
 
 
 @contextmanager

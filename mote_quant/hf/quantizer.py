@@ -69,11 +69,17 @@ class MoteQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
+        from mote_quant.hf.headless import fitted
         from mote_quant.hf.integrity import verify_files
+        from mote_quant.hf.refusal import expect_surplus
         from mote_quant.hf.structure import Structure, rebuild
 
-        verify_files(checkpoint_files or [], self.quantization_config.files)
-        rebuild(model, Structure.from_dict(self.quantization_config.structure))
+        config = self.quantization_config
+        verify_files(checkpoint_files or [], config.files)
+        structure = fitted(Structure.from_dict(config.structure), model)
+        rebuild(model, structure)
+        expect_surplus(model)
+        config.structure = structure.to_dict()
 
     def update_weight_conversions(self, weight_conversions: list[Any], *args: Any) -> list[Any]:
         """The model's own conversions, without effect on experts that were taken apart."""
@@ -99,13 +105,13 @@ class MoteQuantizer(HfQuantizer):  # type: ignore[misc]
 
     @property
     def is_trainable(self) -> bool:
-        """True while the routed experts are held as floats."""
-        return bool(self.quantization_config.latent)
+        """Always: gradients pass through packed weights, so adapters on top of them train."""
+        return True
 
     @property
     def is_qat_trainable(self) -> bool:
-        """The same: the latent weights are trained through their quantized values."""
-        return self.is_trainable
+        """True while trained layers are held as floats, and so can be trained without adapters."""
+        return bool(self.quantization_config.latent)
 
 
 def register() -> None:

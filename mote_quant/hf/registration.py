@@ -1,4 +1,4 @@
-"""Tell transformers about our quantizer, whichever package is imported first, at no cost while it is not used."""
+"""Tell other libraries about our classes, whichever package is imported first, at no cost while it is not used."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
-_WATCHED = "transformers.quantizers.auto"
+WATCHED = {
+    "transformers.quantizers.auto": "mote_quant.hf.quantizer",
+    "peft.tuners.lora.model": "mote_quant.hf.adapters",
+}
+"""A module of theirs, and the module of ours that enters our classes into its tables."""
 
 
 def register_on_import() -> None:
-    """Register now if transformers' quantizer table is loaded, otherwise as soon as it is."""
-    if _WATCHED in sys.modules:
-        _register()
-    elif not any(isinstance(finder, _Watcher) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Watcher())
+    """Register now with what is loaded, with the rest as soon as it is."""
+    for theirs in WATCHED:
+        if theirs in sys.modules:
+            _register(theirs)
+        elif not any(isinstance(finder, _Watcher) and finder.watched == theirs for finder in sys.meta_path):
+            sys.meta_path.insert(0, _Watcher(theirs))
 
 
-def _register() -> None:
-    module = import_module("mote_quant.hf.quantizer")
-    # When that module is itself what brought transformers in, it is only half there now and registers at its own end.
+def _register(theirs: str) -> None:
+    module = import_module(WATCHED[theirs])
+    # When that module is itself what brought theirs in, it is only half there now and registers at its own end.
     if hasattr(module, "register"):
         module.register()
 
@@ -31,10 +36,13 @@ def _register() -> None:
 class _Watcher(importlib.abc.MetaPathFinder):
     """Finds one module, by asking the other finders, and registers after it has run."""
 
+    def __init__(self, watched: str) -> None:
+        self.watched = watched
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _WATCHED:
+        if fullname != self.watched:
             return None
         sys.meta_path.remove(self)
         spec = find_spec(fullname)
@@ -52,4 +60,4 @@ class _RegisterAfter(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        _register()
+        _register(module.__name__)

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,7 +16,10 @@ from torch import Tensor, nn
 
 from mote_quant.errors import ArtifactError, RequestError, SaveError
 from mote_quant.formats import format_for
+from mote_quant.hf import card
+from mote_quant.hf.hub import Destination, upload
 from mote_quant.hf.integrity import describe, sync
+from mote_quant.hf.refusal import surplus
 from mote_quant.hf.stored import METHOD
 from mote_quant.hf.structure import structure_of
 from mote_quant.qat.linear import QatLinear
@@ -23,23 +27,49 @@ from mote_quant.qat.linear import QatLinear
 if TYPE_CHECKING:
     from mote_quant.hf.quantizer import MoteQuantizer
 
-_ASIDE = ".saving"
+_ASIDE, _CONFIG = ".saving", "config.json"
 
 
 def save_pretrained(
-    model: nn.Module, save_directory: str | os.PathLike[str], *args: Any, latent: bool | None = None, **kwargs: Any
+    model: nn.Module,
+    save_directory: str | os.PathLike[str],
+    is_main_process: bool = True,
+    state_dict: Any = None,
+    push_to_hub: bool = False,
+    *args: Any,
+    latent: bool | None = None,
+    **kwargs: Any,
 ) -> None:
     """Save `model` so that plain `from_pretrained` reads it back to the same codes.
 
     `latent=True` keeps trained layers as trainable floats, `False` packs them, None does what suits the model's state.
-    Other arguments are those of `PreTrainedModel.save_pretrained`. Raises SaveError; what was there before is kept.
+    Other arguments are those of `PreTrainedModel.save_pretrained`; of several processes the main one writes. A model
+    that wears adapters saves those alone, as in transformers. Raises SaveError; what was there before is kept.
     """
-    if kwargs.pop("push_to_hub", False):
-        raise RequestError("push_to_hub is not supported here: save to a folder, then upload the folder")
-    quantizer = cast("MoteQuantizer", model.hf_quantizer)
+    if not is_main_process:
+        return
     target = Path(save_directory)
+    to = Destination(kwargs.pop("repo_id", target.name), **_taken(kwargs, Destination))
+    quantizer = cast("MoteQuantizer", model.hf_quantizer)
+
+    def save(folder: Path) -> None:
+        _own_save(model)(folder, True, state_dict, False, *args, **kwargs)
+
     with as_save_error(target), _latent(quantizer, latent):
-        write_whole(target, partial(_own_save(model), *args, **kwargs))
+        written = write_whole(target, save, partial(_write_card, model, target))
+    if push_to_hub:
+        upload(target, written, to)
+
+
+def _taken(values: dict[str, Any], kind: type) -> dict[str, Any]:
+    """What of `values` are fields of a dataclass, taken out of there."""
+    return {field.name: values.pop(field.name) for field in fields(kind) if field.name in values}
+
+
+def _write_card(model: nn.Module, target: Path, folder: Path) -> None:
+    # Where adapters alone are saved there is no config, and nothing that a card could speak of.
+    if (folder / _CONFIG).is_file():
+        card.write_card(model, folder, place=target)
 
 
 def save_model(model: nn.Module, folder: Path, processor: Any = None) -> list[str]:
@@ -49,6 +79,7 @@ def save_model(model: nn.Module, folder: Path, processor: Any = None) -> list[st
     """
     quantizer = getattr(model, "hf_quantizer", None)
     saves = [_own_save(model), *([] if processor is None else [processor.save_pretrained])]
+    saves += [] if quantizer is None else [partial(_write_card, model, folder)]
     with as_save_error(folder), nullcontext() if quantizer is None else _latent(quantizer, None):
         return write_whole(folder, *saves)
 
@@ -74,9 +105,12 @@ def _tensor_bytes(path: Path) -> int:
 
 def state_to_save(model: nn.Module, quantizer: MoteQuantizer) -> dict[str, Tensor]:
     """The tensors that go into the file, with latents packed unless they are kept; sets the config to match."""
+    _refuse_worn(model)
     state: dict[str, Tensor] = model.state_dict()
     latent = bool(quantizer.save_latent)
-    if not latent:
+    if latent:
+        state |= surplus(model)
+    else:
         for name, module in model.named_modules():
             if isinstance(module, QatLinear):
                 state.pop(f"{name}.weight")
@@ -84,6 +118,16 @@ def state_to_save(model: nn.Module, quantizer: MoteQuantizer) -> dict[str, Tenso
     quantizer.quantization_config.structure = structure_of(model, latent=latent).to_dict()
     quantizer.quantization_config.latent = latent
     return state
+
+
+def _refuse_worn(model: nn.Module) -> None:
+    """RequestError for adapters of PEFT within the model, where it is not transformers that saves them apart."""
+    worn = any(isinstance(getattr(module, "base_layer", None), nn.Module) for module in model.modules())
+    if worn and not getattr(model, "_hf_peft_config_loaded", False):
+        raise RequestError(
+            "this model wears adapters: save those with the PeftModel's own save_pretrained, or take them off with "
+            "unload() before the model itself is saved"
+        )
 
 
 def packed_tensors(module: QatLinear) -> dict[str, Tensor]:
@@ -126,7 +170,8 @@ def as_save_error(target: Path) -> Iterator[None]:
 def write_whole(target: Path, *saves: Callable[[Path], Any]) -> list[str]:
     """Let each of `saves` write to (or check) a folder aside, then move all of it into `target`, config.json last.
 
-    Returns the names of the files. An error in any of them leaves what was in `target` as it was.
+    Returns the names of the files; a model card is none of them, for people write on. An error in any of them leaves
+    what was in `target` as it was.
     """
     aside = _fresh(target / _ASIDE)
     try:
@@ -146,28 +191,38 @@ def _fresh(folder: Path) -> Path:
 
 
 def _move_into_place(aside: Path, target: Path) -> list[str]:
-    config_path = aside / "config.json"
-    config = json.loads(config_path.read_text())
-    weights = sorted(aside.glob("*.safetensors"))
-    if config.get("quantization_config", {}).get("quant_method") == METHOD:
-        config["quantization_config"]["files"] = {path.name: describe(path) for path in weights}
-        config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    _list_weights(aside)
     written = [path for path in aside.rglob("*") if path.is_file()]
-    others = [path for path in written if path not in weights and path != config_path]
     for path in written:
         sync(path)
-    for path in [*weights, *others, config_path]:
-        place = target / path.relative_to(aside)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, place)
-    _drop_stale_shards(target, {path.name for path in weights})
+    names = [path.relative_to(aside).as_posix() for path in sorted(written, key=_in_order)]
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(aside / name, target / name)
+    if _CONFIG in names:
+        _drop_stale(target, set(names))
     sync(target)
-    return [path.relative_to(aside).as_posix() for path in written]
+    return [name for name in names if name != card.NAME]
 
 
-def _drop_stale_shards(target: Path, written: set[str]) -> None:
-    for path in target.glob("model*.safetensors"):
-        if path.name not in written:
-            path.unlink()
-    if len(written) == 1:
-        (target / "model.safetensors.index.json").unlink(missing_ok=True)
+def _in_order(path: Path) -> tuple[bool, bool, str]:
+    """Weights first, `config.json`, by which the rest is found, last."""
+    return path.name == _CONFIG, path.suffix != ".safetensors", path.name
+
+
+def _list_weights(folder: Path) -> None:
+    """Enter the weight files into the config of a model of ours."""
+    path = folder / _CONFIG
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    if config.get("quantization_config", {}).get("quant_method") == METHOD:
+        weights = sorted(folder.glob("*.safetensors"))
+        config["quantization_config"]["files"] = {weight.name: describe(weight) for weight in weights}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _drop_stale(target: Path, written: set[str]) -> None:
+    """Remove the weights (of any variant) of the model that was there before: one config describes one model."""
+    for pattern in ("model*.safetensors", "model.safetensors.index*.json"):
+        for path in target.glob(pattern):
+            if path.name not in written:
+                path.unlink()

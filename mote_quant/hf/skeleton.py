@@ -16,14 +16,17 @@ from mote_quant.hf.stored import METHOD, WHERE, StoredConfig
 from mote_quant.hf.structure import Structure, rebuild, structure_of
 
 
-def shadow(model: nn.Module) -> nn.Module:
-    """A meta-device model of the same structure, types and ties as `model`; ModelError for other libraries' layers."""
+def shadow(model: nn.Module, structure: Structure | None = None) -> nn.Module:
+    """A meta-device model of the same structure (or of `structure`), types and ties as `model`.
+
+    ModelError for other libraries' layers.
+    """
     config = copy.deepcopy(language_config(model))
     _refuse_foreign(config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     skeleton = _on_meta(type(model), config, cast(Any, model).dtype)
-    rebuild(skeleton, structure_of(model, latent=True))
+    rebuild(skeleton, structure or structure_of(model, latent=True))
     return skeleton
 
 

@@ -44,6 +44,7 @@ class StoredStructure(Closed):
     cast: list[str]
     dtypes: dict[str, list[str]]
     unfused: list[str] = Field(default_factory=list)
+    latent: list[StoredGroup] = Field(default_factory=list)
 
 
 class StoredFile(Closed):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -15,10 +15,11 @@ from mote_quant.hf.unfuse import unfuse
 from mote_quant.kernels.cast_linear import CastLinear
 from mote_quant.kernels.packed_linear import PackedLinear
 from mote_quant.moe import MoteBlock, MoteLayout, blocks, install
+from mote_quant.moe.build import latent_linear
 from mote_quant.moe.native import NativeExperts
 from mote_quant.qat.linear import QatLinear
 from mote_quant.recipe.plain import settings
-from mote_quant.recipe.schema import PACKED, Bits, PackedBits
+from mote_quant.recipe.schema import PACKED, Bits, PackedBits, QatBits, trains, wording
 
 PackedSpec = PackedBits
 
@@ -28,6 +29,7 @@ class Structure:
     """`layouts`: the mixture layers. `packed`: modules held as packed bytes. `cast`: linear layers that cast on use.
 
     `dtypes`: parameters that are not of the model's own type. `unfused`: the model's own experts, taken apart.
+    `latent`: linear layers of the model's own experts that hold floats in training for a format.
     """
 
     layouts: tuple[MoteLayout, ...] = ()
@@ -35,19 +37,18 @@ class Structure:
     cast: tuple[str, ...] = ()
     dtypes: dict[str, str] = field(default_factory=dict)
     unfused: tuple[str, ...] = ()
+    latent: dict[str, QatBits] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, modules grouped by spec; `from_dict` is its inverse."""
-        groups: dict[str, dict[str, Any]] = {}
-        for module, spec in self.packed.items():
-            groups.setdefault(repr(spec), {"spec": settings(spec), "modules": []})["modules"].append(module)
         by_dtype: dict[str, list[str]] = {}
         for name, dtype in self.dtypes.items():
             by_dtype.setdefault(dtype, []).append(name)
         layouts = [layout.to_dict() for layout in self.layouts]
-        values = {"layouts": layouts, "packed": list(groups.values()), "cast": list(self.cast), "dtypes": by_dtype}
+        values = {"layouts": layouts, "packed": _grouped(self.packed), "cast": list(self.cast), "dtypes": by_dtype}
         # Left out where there are none: readers of files without them need not know of them.
-        return values | ({"unfused": list(self.unfused)} if self.unfused else {})
+        later = {"unfused": list(self.unfused), "latent": _grouped(self.latent)}
+        return values | {name: value for name, value in later.items() if value}
 
     def part(self, within: Callable[[str], bool]) -> Structure:
         """What of it lies in modules that `within` says yes to."""
@@ -57,6 +58,7 @@ class Structure:
             tuple(filter(within, self.cast)),
             {name: dtype for name, dtype in self.dtypes.items() if within(name.rpartition(".")[0])},
             tuple(filter(within, self.unfused)),
+            {name: spec for name, spec in self.latent.items() if within(name)},
         )
 
     @classmethod
@@ -65,7 +67,21 @@ class Structure:
         stored = read(StoredStructure, values, f"{WHERE}.structure")
         packed = {name: _packed_spec(group.spec) for group in stored.packed for name in group.modules}
         dtypes = {name: dtype for dtype, names in stored.dtypes.items() for name in names}
-        return cls(tuple(stored.layouts), packed, tuple(stored.cast), dtypes, tuple(stored.unfused))
+        latent = {name: _latent_spec(group.spec) for group in stored.latent for name in group.modules}
+        return cls(tuple(stored.layouts), packed, tuple(stored.cast), dtypes, tuple(stored.unfused), latent)
+
+
+def _grouped(specs: Mapping[str, PackedSpec]) -> list[dict[str, Any]]:
+    groups: dict[str, dict[str, Any]] = {}
+    for module, spec in specs.items():
+        groups.setdefault(repr(spec), {"spec": settings(spec), "modules": []})["modules"].append(module)
+    return list(groups.values())
+
+
+def _latent_spec(spec: Bits) -> QatBits:
+    if not trains(spec):
+        raise ArtifactError(f"{WHERE}.structure.latent cannot be read: {wording(spec)} is not found by training")
+    return spec
 
 
 def _packed_spec(spec: Bits) -> PackedSpec:
@@ -80,16 +96,30 @@ def structure_of(model: nn.Module, *, latent: bool) -> Structure:
     for name, module in model.named_modules():
         if isinstance(module, PackedLinear) or (isinstance(module, QatLinear) and not latent):
             packed[name] = module.spec
+    trained = _native_latents(model) if latent else {}
     layouts = tuple(block.layout for block in blocks(model).values())
     cast_on_use = tuple(name for name, module in model.named_modules() if isinstance(module, CastLinear))
     unfused = tuple(name for name, module in model.named_modules() if isinstance(module, NativeExperts))
-    return Structure(layouts, packed, cast_on_use, _uncommon_dtypes(model, packed), unfused)
+    return Structure(layouts, packed, cast_on_use, _uncommon_dtypes(model, packed, trained), unfused, trained)
 
 
-def _uncommon_dtypes(model: nn.Module, packed: dict[str, PackedSpec]) -> dict[str, str]:
+def _native_latents(model: nn.Module) -> dict[str, QatBits]:
+    """Latent layers that no layout of ours speaks of."""
+    ours = tuple(f"{path}." for path in blocks(model))
+    return {
+        name: module.spec
+        for name, module in model.named_modules()
+        if isinstance(module, QatLinear) and not name.startswith(ours)
+    }
+
+
+def _uncommon_dtypes(
+    model: nn.Module, packed: Mapping[str, PackedSpec], latent: Mapping[str, QatBits]
+) -> dict[str, str]:
     """Parameters that loading in the model's own type would cast: their type has to be remembered."""
     own = getattr(model, "dtype", torch.float32)
     float32 = {name for path, block in blocks(model).items() for name in _built_in_float32(path, block)}
+    float32 |= {f"{path}.{name}" for path in latent for name, _ in model.get_submodule(path).named_parameters()}
     packed_weights = {f"{name}.{tensor}" for name in packed for tensor in ("weight", "weight_scale")}
     named = {name: p.dtype for name, p in model.named_parameters() if p.numel() and name not in packed_weights}
     uncommon = {name: dtype for name, dtype in named.items() if dtype != (torch.float32 if name in float32 else own)}
@@ -124,6 +154,8 @@ def _rebuild(model: nn.Module, structure: Structure) -> None:
         # A live model may have come with it: a base that was quantized before.
         if not (isinstance(module, PackedLinear) and module.spec == spec):
             replace_module(model, name, empty_packed(module, spec))
+    for name, spec in structure.latent.items():
+        replace_module(model, name, empty_latent(cast(nn.Linear, model.get_submodule(name)), spec))
     for name in structure.cast:
         replace_module(model, name, CastLinear.of(cast(nn.Linear, model.get_submodule(name))))
     parameters = dict(model.named_parameters())
@@ -149,6 +181,12 @@ def empty_packed(linear: nn.Module, spec: PackedSpec) -> PackedLinear:
     if packed.bias is not None and bias is not None:
         packed.bias.data = packed.bias.data.to(bias.dtype)
     return packed
+
+
+def empty_latent(linear: nn.Linear, spec: QatBits) -> QatLinear:
+    """A QatLinear with room for the weight of `linear`, on the same device; its numbers are not yet anything."""
+    made = latent_linear(linear.in_features, linear.out_features, spec, linear.bias is not None)
+    return made.to_empty(device=linear.weight.device)
 
 
 def is_transposed(linear: nn.Module) -> bool:

@@ -16,7 +16,8 @@ from mote_quant.anatomy.numbers import HALF_TOLERANCE, TOLERANCE
 from mote_quant.errors import UnsupportedModelError
 from mote_quant.hf.fused import DOWN, FusedExperts, fused_experts, read_fused
 from mote_quant.moe.experts import Expert
-from mote_quant.moe.native import NativeExperts
+from mote_quant.moe.joining import OwnJoin
+from mote_quant.moe.native import NativeExperts, WeighedExperts
 
 
 def unfuse_named(model: nn.Module, names: Iterable[str]) -> None:
@@ -25,65 +26,85 @@ def unfuse_named(model: nn.Module, names: Iterable[str]) -> None:
     unfuse(model, [path for path in fused_experts(model) if f"{path}." in wanted])
 
 
-def unfuse(model: nn.Module, paths: Sequence[str]) -> None:
+def unfuse(model: nn.Module, paths: Sequence[str], *, views: bool = False) -> None:
     """Put a `NativeExperts` in the place of the fused experts at each of `paths`, layer by layer.
 
     Types, devices and numbers stay; on a live model a few tokens are computed both ways. UnsupportedModelError for
-    experts that cannot be taken apart. Peak memory: the model and once more the gate and up weights of one layer.
+    experts that cannot be taken apart. Peak memory: the model and once more the gate and up weights of one layer; with
+    `views` no more than the model, but the weights go on sharing the storage of the fused ones (for mapped files).
     """
     for path in paths:
-        _unfuse(model, path)
+        _unfuse(model, path, views)
 
 
-def _unfuse(model: nn.Module, path: str) -> None:
+def _unfuse(model: nn.Module, path: str, views: bool) -> None:
     from mote_quant.hf.conversions import merges
 
     fused = model.get_submodule(path)
     layout = read_fused(path, fused)
     guard = None if merges(model, path, layout.first) else layout.first
     experts = [_expert(fused, layout, index) for index in range(layout.experts)]
-    native = NativeExperts(experts, fused.get_submodule(layout.activation), guard).train(fused.training)
-    _verify(fused, native, layout)
+    kind = WeighedExperts if layout.weighed else NativeExperts
+    native = kind(experts, _activation(fused, layout), guard).train(fused.training)
+    verify(fused, native, layout, (0, layout.experts - 1))
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, native)
+    if views:
+        return
     # The linear layers are views so far: copied kind by kind, the fused storage goes as soon as its last view has.
     del fused
-    for kind in layout.linears:
+    for part in layout.linears:
         for expert in experts:
-            linear = cast(nn.Linear, expert.get_submodule(kind))
-            linear.weight.data = linear.weight.data.clone()
+            for parameter in expert.get_submodule(part).parameters():
+                parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+
+
+def _activation(fused: nn.Module, layout: FusedExperts) -> nn.Module:
+    if layout.own_join:
+        return OwnJoin(fused, layout.interleaved)
+    return fused.get_submodule(cast(str, layout.activation))
 
 
 def _expert(fused: nn.Module, layout: FusedExperts, index: int) -> Expert:
-    first, down = fused.get_parameter(layout.first), fused.get_parameter(DOWN)
-    gate = _linear(first, first[index, : layout.inner]) if layout.gated else None
-    return Expert(_linear(first, first[index, -layout.inner :]), _linear(down, down[index]), gate)
+    trained = fused.get_parameter(DOWN).requires_grad
+    made = {kind: _linear(*layout.parts(fused, kind, index), trained) for kind in layout.linears}
+    return Expert(**made)
 
 
-def _linear(fused: nn.Parameter, weight: Tensor) -> nn.Linear:
+def _linear(weight: Tensor, bias: Tensor | None, trained: bool) -> nn.Linear:
     rows, columns = weight.shape
-    linear = nn.Linear(columns, rows, bias=False, device="meta")
-    linear.weight = nn.Parameter(weight.detach(), requires_grad=fused.requires_grad)
+    linear = nn.Linear(columns, rows, bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.detach(), requires_grad=trained)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach(), requires_grad=trained)
     return linear
 
 
 @torch.no_grad()
-def _verify(fused: nn.Module, native: NativeExperts, layout: FusedExperts) -> None:
-    """UnsupportedModelError unless both give the same for a few tokens of the first and the last expert."""
+def verify(fused: nn.Module, native: NativeExperts, layout: FusedExperts, which: tuple[int, int]) -> None:
+    """UnsupportedModelError unless both give the same for a few tokens of the experts `which`."""
     weight = fused.get_parameter(DOWN)
     if weight.is_meta:
         return
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(4, layout.hidden, generator=generator).to(weight)
-    chosen = torch.tensor([[0], [0], [layout.experts - 1], [layout.experts - 1]], device=weight.device)
-    gates = torch.ones_like(chosen, dtype=weight.dtype)
-    theirs, ours = fused(x, chosen, gates).float(), native(x, chosen, gates).float()
+    given = _given(layout, weight, *which)
+    theirs, ours = fused(*given).float(), native(*given).float()
     off = float((ours - theirs).norm() / theirs.norm().clamp_min(torch.finfo(torch.float32).tiny))
     if off > TOLERANCE.get(weight.dtype, HALF_TOLERANCE):
         raise UnsupportedModelError(
             f"the experts of {layout.path} ({type(fused).__name__}) cannot be quantized one by one: their output is "
             f"{off:.1%} off from that of plain feed-forward blocks, so their forward does something else"
         )
+
+
+def _given(layout: FusedExperts, like: Tensor, one: int, other: int) -> tuple[Tensor, ...]:
+    """Two tokens for one expert and two for another, as the experts are called with them."""
+    x = torch.randn(4, layout.hidden, generator=torch.Generator().manual_seed(0)).to(like)
+    if layout.weighed:
+        every = x.new_zeros(layout.experts, *x.shape)
+        every[one, :2], every[other, 2:] = x[:2], x[2:]
+        return (every.flatten(0, 1),)
+    chosen = torch.tensor([[one], [one], [other], [other]], device=like.device)
+    return x, chosen, torch.ones_like(chosen, dtype=like.dtype)
 
 
 def _above_numbers(name: str) -> Iterator[str]:

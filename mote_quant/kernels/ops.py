@@ -6,7 +6,7 @@ Which implementation an op takes is looked up in `table` on every call; shapes a
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from mote_quant.kernels import table
 from mote_quant.kernels.experts import PackedExperts
 from mote_quant.kernels.watching import traced
 from mote_quant.kernels.weight import PackedWeight
-from mote_quant.recipe.bits import PackedBits, read_bits
+from mote_quant.recipe.bits import BinaryBits, CodebookBits, IntegerBits, PackedBits, TernaryBits, read_bits
 from mote_quant.recipe.plain import settings
 
 _MATMUL = "(Tensor x, Tensor[] weight, Tensor? bias, str spec, int rows, int columns) -> Tensor"
@@ -28,6 +28,13 @@ _EXPERTS = (
     "(Tensor x, Tensor chosen, Tensor gates, Tensor[] weights, Tensor[] scales, Tensor[] biases, str spec, bool gated, "
     "int inner, str activation) -> Tensor"
 )
+OPS_OF: Mapping[type, str] = {
+    TernaryBits: "ternary_matmul",
+    BinaryBits: "binary_matmul",
+    IntegerBits: "int_matmul",
+    CodebookBits: "codebook_matmul",
+}
+"""The op that multiplies by a weight of each kind of spec."""
 _library: Any = torch.library.Library("mote_quant", "DEF")  # type: ignore[no-untyped-call]
 
 
@@ -40,6 +47,12 @@ def spec_text(spec: PackedBits) -> str:
 def format_of(text: str) -> Format:
     """The format that `spec_text` wrote."""
     return format_for(cast(PackedBits, read_bits(json.loads(text))))
+
+
+@cache
+def op_of(text: str) -> str:
+    """The op that multiplies by a weight of this spec."""
+    return OPS_OF[type(read_bits(json.loads(text)))]
 
 
 @cache
@@ -86,24 +99,26 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         (gradient,) = gradients
         spec, shape, dtype = ctx.settings
+        weight = ctx.saved_tensors  # once: under activation checkpointing that is when they are computed again
         to_x = to_bias = None
         if ctx.needs_input_grad[0]:
-            packed = _packed(spec, ctx.saved_tensors, shape)
+            packed = packed_weight(spec, weight, shape)
             with torch.autocast(gradient.device.type, enabled=False):
                 to_x = gradient.to(dtype) @ packed.format.decompress(packed.tensors, shape, dtype)
         if ctx.needs_input_grad[1]:
             to_bias = gradient.flatten(0, -2).sum(0)
-        return (to_x, to_bias, None, None, None, *[None] * len(ctx.saved_tensors))
+        return (to_x, to_bias, None, None, None, *[None] * len(weight))
 
 
-def _packed(spec: str, weight: Sequence[Tensor], shape: Shape) -> PackedWeight:
+def packed_weight(spec: str, weight: Sequence[Tensor], shape: Shape) -> PackedWeight:
+    """The stored tensors of a weight, in the order of its layout, as kernels take them."""
     return PackedWeight(dict(zip(stored_names(spec), weight, strict=True)), shape, format_of(spec))
 
 
 def _run_matmul(
     op: str, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, spec: str, rows: int, columns: int
 ) -> Tensor:
-    return table.matmul(op, x, _packed(spec, weight, (rows, columns)), bias)
+    return table.matmul(op, x, packed_weight(spec, weight, (rows, columns)), bias)
 
 
 def _fake_matmul(
@@ -129,7 +144,8 @@ def _run_experts(
     return table.experts(x, chosen, gates, experts)
 
 
-def _fake_experts(x: Tensor, *others: Any) -> Tensor:
+def fake_experts(x: Tensor, *others: Any) -> Tensor:
+    """The shape of what experts make of x: that of x."""
     _refuse_numbers(x)
     return x.new_empty(x.shape)
 
@@ -142,9 +158,14 @@ def _refuse_numbers(x: Tensor) -> None:
 
 def _register(name: str) -> None:
     if name == "ternary_experts":
-        schema, run, fake = _EXPERTS, _run_experts, _fake_experts
+        schema, run, fake = _EXPERTS, _run_experts, fake_experts
     else:
         schema, run, fake = _MATMUL, partial(_run_matmul, name), _fake_matmul
+    define(name, schema, run, fake)
+
+
+def define(name: str, schema: str, run: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
+    """Enter `torch.ops.mote_quant.<name>`; `fake` knows the shape of its result without running it."""
     _library.define(f"{name}{schema}")
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mote_quant::{name}", fake, lib=_library)

@@ -12,17 +12,11 @@ from mote_quant.errors import FormatError
 from mote_quant.formats.base import Codes, Shape, check_tensors
 from mote_quant.formats.registry import format_for
 from mote_quant.kernels import table
-from mote_quant.kernels.ops import format_of, matmul, spec_text, unwatched
+from mote_quant.kernels.ops import OPS_OF, format_of, matmul, spec_text, unwatched
+from mote_quant.kernels.watching import fetched
 from mote_quant.kernels.weight import PackedWeight
-from mote_quant.recipe.schema import BinaryBits, CodebookBits, IntegerBits, PackedBits, ScaledBits, TernaryBits
+from mote_quant.recipe.schema import PackedBits, ScaledBits
 from mote_quant.ternary.activation import fake_quantize_activations
-
-_OPS: dict[type, str] = {
-    TernaryBits: "ternary_matmul",
-    BinaryBits: "binary_matmul",
-    IntegerBits: "int_matmul",
-    CodebookBits: "codebook_matmul",
-}
 
 
 class PackedLinear(nn.Module):
@@ -108,7 +102,8 @@ class PackedLinear(nn.Module):
 
     def multiply(self, x: Tensor) -> Tensor:
         """The product with an input that `quantize_input` has seen."""
-        return self._product(x, self._spec_behind)
+        # A weight that is fetched for each call (accelerate) is not there before: rounding again changes nothing.
+        return cast(Tensor, self(x)) if fetched(self) else self._product(x, self._spec_behind)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out] in the type of x; FormatError for an input that is not floating-point."""
@@ -122,9 +117,9 @@ class PackedLinear(nn.Module):
         offsets = self._parameters["bias"]
         bias = None if offsets is None else offsets.to(x.dtype)
         if unwatched(x):
-            return table.matmul(_OPS[type(self.spec)], x, self._weight(spec), bias)
+            return table.matmul(OPS_OF[type(self.spec)], x, self._weight(spec), bias)
         stored = cast("dict[str, Tensor]", self._buffers)
-        return matmul(_OPS[type(self.spec)], x, [stored[name] for name in self._names], bias, spec, self._shape)
+        return matmul(OPS_OF[type(self.spec)], x, [stored[name] for name in self._names], bias, spec, self._shape)
 
     def _weight(self, spec: str) -> PackedWeight:
         """The weight as kernels take it, made anew only when a buffer was."""
@@ -134,6 +129,8 @@ class PackedLinear(nn.Module):
         if kept is None or kept[0] != state or any(kept[1].tensors[name] is not stored[name] for name in self._names):
             weight = PackedWeight({name: stored[name] for name in self._names}, self._shape, format_of(spec))
             check_tensors(weight.tensors, weight.format.layout(self._shape))
+            if fetched(self):
+                return weight
             kept = self._kept[spec] = state, weight
         return kept[1]
 

@@ -1,8 +1,14 @@
-"""Whether somebody watches operations instead of wanting numbers: then nothing may be computed behind torch's back."""
+"""Whether somebody watches operations or stands between a layer and its call: nothing may happen behind their back."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
+
+
+def fetched(layer: nn.Module) -> bool:
+    """Whether another forward stands before the layer's own, as where accelerate fetches weights it has offloaded."""
+    return "forward" in vars(layer)
 
 
 def traced() -> bool:

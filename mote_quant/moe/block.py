@@ -73,7 +73,11 @@ class MoteBlock(nn.Module):
         self.layout = layout
         self.gate = Router(layout, device)
         self.experts = nn.ModuleList(experts)
-        self.activation = activation
+        if shared_expert is None or not activation.state_dict():
+            self.activation = activation
+        else:
+            # One with weights (xIELU) is the shared expert's: as a child of both it would be saved twice.
+            vars(self)["activation"] = activation
         self._activation_name = activation_name(activation)
         if shared_expert is not None:
             self.shared_expert = shared_expert
@@ -85,8 +89,8 @@ class MoteBlock(nn.Module):
         self.z_loss = 0.0
         self._last: Choice | None = None
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """[..., hidden] -> [..., hidden]."""
+    def forward(self, hidden_states: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[..., hidden] -> [..., hidden]; `residual` is added where the model leaves that to its block (BLOOM)."""
         x = hidden_states.reshape(-1, hidden_states.shape[-1])
         choice = self.gate(x)
         if self.layout.skip_below and not self.training:
@@ -95,7 +99,8 @@ class MoteBlock(nn.Module):
             y = mixture(x, self._dense, self.experts, choice, self.activation).view_as(hidden_states)
         else:
             y = self._combine(hidden_states, self._routed(x, choice).view_as(hidden_states), choice)
-        return self._with_losses(y, choice)
+        y = self._with_losses(y, choice)
+        return y if residual is None else y + residual
 
     @property
     def routing(self) -> Routing | None:
@@ -113,12 +118,13 @@ class MoteBlock(nn.Module):
 
     @property
     def _dense(self) -> Dense:
-        return Dense.of(self.shared_expert, self.layout)
+        return Dense(self.shared_expert, self.layout)
 
     def _combine(self, x: Tensor, routed: Tensor, choice: Choice) -> Tensor:
         if not self.layout.shared:
             return routed
-        shared = cast(Tensor, self.shared_expert(x))
+        given = (x, torch.zeros_like(x)) if self.layout.residual else (x,)
+        shared = cast(Tensor, self.shared_expert(*given))
         routed = routed.to(shared.dtype)
         if self.layout.combine != "convex":
             return shared + routed

@@ -8,9 +8,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mote_quant.anatomy.activation import activation_of
 from mote_quant.kernels.packed_linear import PackedLinear
 from mote_quant.moe.block import MoteBlock
 from mote_quant.moe.experts import Expert
+from mote_quant.moe.joining import NormedJoin
 from mote_quant.moe.layout import MoteLayout, Projection
 from mote_quant.moe.lora import LoraExpert, LowRank
 from mote_quant.qat.linear import QatLinear
@@ -23,9 +25,9 @@ class InlineFeedForward(nn.Module):
     def __init__(self, layout: MoteLayout, up: nn.Module, activation: nn.Module, down: nn.Module) -> None:
         super().__init__()
         self.add_module(layout.up, up)
-        self.add_module(layout.activation, activation)
+        self.add_module(str(layout.activation), activation)
         self.add_module(layout.down, down)
-        self._names = (layout.up, layout.activation, layout.down)
+        self._names = (layout.up, str(layout.activation), layout.down)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden] -> [..., hidden]."""
@@ -45,8 +47,9 @@ def install(model: nn.Module, layout: MoteLayout) -> MoteBlock:
 
 def _install_module(model: nn.Module, layout: MoteLayout) -> MoteBlock:
     dense = model.get_submodule(layout.path)
-    activation = dense.get_submodule(layout.activation)
-    block = _block(layout, dense.get_submodule(layout.up), activation, dense)
+    activation = activation_of(dense, layout.activation, layout.function)
+    join = activation if layout.norm is None else NormedJoin(activation, dense.get_submodule(layout.norm))
+    block = _block(layout, dense.get_submodule(layout.up), join, dense)
     _replace(model, layout.path, block)
     return block
 
@@ -54,10 +57,11 @@ def _install_module(model: nn.Module, layout: MoteLayout) -> MoteBlock:
 def _install_inline(model: nn.Module, layout: MoteLayout) -> MoteBlock:
     parent = layout.path.rpartition(".")[0]
     layer = model.get_submodule(parent)
-    up, activation, down = (layer.get_submodule(name) for name in (layout.up, layout.activation, layout.down))
+    up, down = layer.get_submodule(layout.up), layer.get_submodule(layout.down)
+    activation = layer.get_submodule(str(layout.activation))
     block = _block(layout, up, activation, InlineFeedForward(layout, up, activation, down))
     _replace(model, layout.path, block)
-    setattr(layer, layout.activation, nn.Identity())
+    setattr(layer, str(layout.activation), nn.Identity())
     setattr(layer, layout.down, nn.Identity())
     return block
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from mote_quant.moe.joining import merge
 from mote_quant.moe.router import Choice
 from mote_quant.moe.trained import feed_forward, grouped_feed_forward
 
@@ -35,11 +36,6 @@ class Expert(nn.Module):
         up = multiply(self.up_proj, x)
         gated = getattr(self, "gate_proj", None)
         return cast(Tensor, self.down_proj(merge(up, None if gated is None else multiply(gated, x), activation)))
-
-
-def merge(up: Tensor, gate: Tensor | None, activation: nn.Module) -> Tensor:
-    """What enters the down projection of a feed-forward network."""
-    return cast(Tensor, activation(up) if gate is None else activation(gate) * up)
 
 
 def multiply(linear: nn.Module, x: Tensor) -> Tensor:
@@ -80,8 +76,15 @@ def visit(expert: Expert, x: Tensor, activation: nn.Module) -> Tensor:
 def dispatch(x: Tensor, experts: Sequence[Expert], chosen: Tensor, activation: nn.Module) -> Tensor:
     """What each token's experts make of it: `x` [T, hidden], `chosen` (integers) [T, k] -> [T, k, hidden].
 
-    No capacity, no dropped tokens, empty experts cost nothing.
+    No capacity, no dropped tokens, empty experts cost nothing. torch.compile leaves it out: how many tokens an expert
+    gets is known only at run time, and a graph made for one count is of no use for the next.
     """
+    if torch.compiler.is_compiling():
+        return cast(Tensor, _untraced(x, experts, chosen, activation))
+    return _dispatch(x, experts, chosen, activation)
+
+
+def _dispatch(x: Tensor, experts: Sequence[Expert], chosen: Tensor, activation: nn.Module) -> Tensor:
     tokens, top_k = chosen.shape
     x = quantize_input(experts[0].up_proj, x)
     flat = chosen.flatten()
@@ -93,6 +96,9 @@ def dispatch(x: Tensor, experts: Sequence[Expert], chosen: Tensor, activation: n
         return repeated
     rows = permute(repeated.flatten(0, 1), order, inverse)
     return permute(_through(rows, experts, counts, activation), inverse, order).view(tokens, top_k, -1)
+
+
+_untraced = cast(Any, torch.compiler).disable(_dispatch)
 
 
 def _through(rows: Tensor, experts: Sequence[Expert], counts: list[int], activation: nn.Module) -> Tensor:

@@ -12,7 +12,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from mote_quant.moe.experts import Expert, merge, route
+from mote_quant.moe.experts import Expert, route
+from mote_quant.moe.joining import merge
 from mote_quant.moe.layout import MoteLayout
 from mote_quant.moe.router import Choice
 
@@ -43,22 +44,39 @@ class LoraExpert(Expert):
 
 
 class Dense(NamedTuple):
-    """The projections of a dense block, full precision or packed."""
+    """A dense block: its projections, full precision or packed, and how its layout puts them together."""
 
-    up: nn.Module
-    gate: nn.Module | None
-    down: nn.Module
+    block: nn.Module
+    layout: MoteLayout
 
-    @classmethod
-    def of(cls, shared: nn.Module, layout: MoteLayout) -> Dense:
-        """Those of a layer's shared expert."""
-        gate = None if layout.gate is None else shared.get_submodule(layout.gate)
-        return cls(shared.get_submodule(layout.up), gate, shared.get_submodule(layout.down))
+    @property
+    def gated(self) -> bool:
+        """Whether there is a gate beside up."""
+        return self.layout.gate is not None
+
+    def up(self, x: Tensor) -> list[Tensor]:
+        """Tokens [T, hidden] -> what up makes of them [T, inner], and the gate if there is one."""
+        layout, up = self.layout, self.block.get_submodule(self.layout.up)(x)
+        if layout.gate is None:
+            return [_times(up, layout.gate_scale)]
+        if layout.fused:
+            gate, up = up.chunk(2, dim=-1)[:: 1 if layout.fused == "gate_first" else -1]
+        else:
+            gate = self.block.get_submodule(layout.gate)(x)
+        return [up, _times(gate, layout.gate_scale)]
+
+    def down(self, entering: Tensor) -> Tensor:
+        """[T, inner] -> [T, hidden]."""
+        return _times(self.block.get_submodule(self.layout.down)(entering), self.layout.output_scale)
+
+
+def _times(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1.0 else x * factor
 
 
 def pass_up(x: Tensor, dense: Dense) -> Tensor:
     """Tokens [T, hidden] behind what up (and gate) make of them: [T, up (+ gate) + hidden]."""
-    return torch.cat([dense.up(x), *([] if dense.gate is None else [dense.gate(x)]), x], dim=-1)
+    return torch.cat([*dense.up(x), x], dim=-1)
 
 
 def _parts(passed: Tensor, hidden: int, gated: bool) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -72,10 +90,10 @@ def _parts(passed: Tensor, hidden: int, gated: bool) -> tuple[Tensor, Tensor | N
 def mixture(x: Tensor, dense: Dense, experts: nn.ModuleList, choice: Choice, activation: nn.Module) -> Tensor:
     """`FFN(x) + sum_k gate_k (FFN_k(x) - FFN(x))` for tokens `x` [T, hidden]."""
     passed = pass_up(x, dense)
-    up, gate, _ = _parts(passed, x.shape[-1], dense.gate is not None)
+    up, gate, _ = _parts(passed, x.shape[-1], dense.gated)
     entering = merge(up, gate, activation)
     if not len(x) or (choice.kept is not None and not choice.kept.any()):
-        return cast(Tensor, dense.down(entering))
+        return dense.down(entering)
     change, added = route(passed, experts, choice, activation).tensor_split([up.shape[-1]], dim=-1)
-    output = cast(Tensor, dense.down(entering + change))
+    output = dense.down(entering + change)
     return output + added.to(output.dtype)

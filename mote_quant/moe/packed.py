@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from mote_quant.kernels import table
+from mote_quant.kernels import any_experts, table
 from mote_quant.kernels.experts import ACTIVATIONS, PackedExperts
 from mote_quant.kernels.ops import format_of, unwatched
 from mote_quant.kernels.packed_linear import PackedLinear
@@ -29,22 +29,33 @@ class Packed(NamedTuple):
 
 
 def packed_route(x: Tensor, experts: Sequence[Expert], choice: Choice, name: str | None) -> Tensor | None:
-    """`sum_k gate_k * E_k(x)` for `x` [T, hidden] by the op; None where the layer or the moment is not for it.
-
-    `name` is the `activation_name`.
-
-    It gives no gradients, and takes ternary experts with int8 activations that are packed alike.
-    """
-    learns = torch.is_grad_enabled() and (x.requires_grad or choice.gates.requires_grad)
-    found = None if learns or name is None else gather(experts)
-    if found is None or name is None:
-        return None
+    """`sum_k gate_k * E_k(x)` for `x` [T, hidden] by the op, over the experts that the choice keeps; or None."""
     if choice.kept is None:
-        return _call(x, choice.experts, choice.gates, found, name)
+        return packed_experts(x, experts, choice.experts, choice.gates, name)
+    if torch.compiler.is_compiling():
+        # A graph has no place for a number of tokens that only running tells: what is skipped weighs nothing there.
+        return packed_experts(x, experts, choice.experts, choice.gates * choice.kept, name)
     tokens, slots = choice.kept.nonzero(as_tuple=True)
     chosen, gates = choice.experts[tokens, slots], choice.gates[tokens, slots]
-    output = _call(x[tokens], chosen.unsqueeze(-1), gates.unsqueeze(-1), found, name)
-    return x.new_zeros(x.shape).index_add_(0, tokens, output)
+    output = packed_experts(x[tokens], experts, chosen.unsqueeze(-1), gates.unsqueeze(-1), name)
+    return None if output is None else x.new_zeros(x.shape).index_add_(0, tokens, output)
+
+
+def packed_experts(
+    x: Tensor, experts: Sequence[Expert], chosen: Tensor, gates: Tensor, name: str | None
+) -> Tensor | None:
+    """The same for any choice of experts [T, k] with their gates [T, k]; None where layer or moment is not for the op.
+
+    `name` is the `activation_name`. The op gives no gradients, and takes ternary experts with int8 activations that are
+    packed alike.
+    """
+    learns = torch.is_grad_enabled() and (x.requires_grad or gates.requires_grad)
+    if learns or name is None:
+        return None
+    found = gather(experts)
+    if found is not None:
+        return _call(x, chosen, gates.float(), found, name)
+    return _in_one_graph(x, experts, chosen, gates.float(), name) if torch.compiler.is_compiling() else None
 
 
 def _call(x: Tensor, chosen: Tensor, gates: Tensor, packed: Packed, activation: str) -> Tensor:
@@ -52,7 +63,20 @@ def _call(x: Tensor, chosen: Tensor, gates: Tensor, packed: Packed, activation: 
         form = format_of(packed.spec)
         experts = PackedExperts(*packed[:3], form, packed.gated, x.shape[-1], packed.inner, activation)
         return table.experts(x, chosen, gates, experts)
-    return cast(Tensor, torch.ops.mote_quant.ternary_experts(x, chosen, gates.float(), *packed, activation))
+    return cast(Tensor, torch.ops.mote_quant.ternary_experts(x, chosen, gates, *packed, activation))
+
+
+def _in_one_graph(x: Tensor, experts: Sequence[Expert], chosen: Tensor, gates: Tensor, name: str) -> Tensor | None:
+    """The same for experts of any packed formats, within one graph; None where one of them is not packed."""
+    layers = [layer for expert in experts if type(expert) is Expert for layer in expert.layers]
+    biases = [layer.bias for layer in layers if getattr(layer, "bias", None) is not None]
+    packed = all(type(layer) is PackedLinear and not _hooked(layer) for layer in layers)
+    if not (layers and packed and len(biases) in (0, len(layers))):
+        return None
+    stored = [tensor for layer in layers for tensor in layer.buffers(recurse=False)]
+    specs = [cast(PackedLinear, layer).spec_text for layer in layers]
+    gated, inner = len(experts[0].layers) == 3, cast(PackedLinear, layers[0]).out_features
+    return any_experts.packed_experts(x, chosen, gates, stored, biases, specs, gated, inner, name)
 
 
 def gather(experts: Sequence[Expert]) -> Packed | None:

@@ -76,7 +76,7 @@ class Router(nn.Module):
     def forward(self, x: Tensor) -> Choice:
         """`x` is [T, hidden]."""
         with torch.autocast(x.device.type, enabled=False):
-            logits = F.linear(x.float(), self.weight)
+            logits = F.linear(x.to(self.weight.dtype), self.weight)
             probabilities = logits.softmax(dim=-1)
             gates, experts = probabilities.topk(self.top_k, dim=-1)
             return Choice(logits, probabilities, experts, self._scaled(self._normalized(gates)))

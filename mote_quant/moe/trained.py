@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.dropout import _DropoutNd
 
+from mote_quant.moe.joining import merge
 from mote_quant.qat.grouped import GroupedProduct, groupable
 from mote_quant.qat.linear import QatLinear, compute_dtype
 from mote_quant.qat.product import KEPT, PARAMETERS, Product
@@ -98,8 +99,8 @@ class Network:
 
     def merge(self, entered: Sequence[Tensor]) -> Tensor:
         """What enters the down projection, of what up (and gate) returned."""
-        activated = cast(Tensor, self.activation(entered[-1]))
-        return activated if len(entered) == 1 else activated * entered[0]
+        up, gate = entered if len(entered) > 1 else (entered[0], None)
+        return merge(up, gate, self.activation)
 
     def round(self, hidden: Tensor) -> Tensor:
         """`hidden` as the down projection multiplies it."""

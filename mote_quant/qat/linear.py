@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mote_quant.formats.base import Codes
 from mote_quant.formats.registry import format_for
+from mote_quant.kernels.watching import fetched
 from mote_quant.qat.codes import find_codes
 from mote_quant.qat.fake import fake_quantize
 from mote_quant.qat.latent import Latent
@@ -63,8 +64,9 @@ class QatLinear(nn.Linear):
 
     @property
     def scaled(self) -> ScaledBits | None:
-        """The spec, where the weight is nothing but codes times scales: not while it is blended in."""
-        return self.spec if isinstance(self.spec, ScaledBits) and self.strength >= 1.0 else None
+        """The spec, where the weight is nothing but codes times scales, and is here: not while it is blended in."""
+        whole = isinstance(self.spec, ScaledBits) and self.strength >= 1.0 and not fetched(self)
+        return cast(ScaledBits, self.spec) if whole else None
 
     def latent(self) -> Latent:
         """The rounded weight of a layer that is `scaled`, in 2 bits: the one kept, if the weight has not moved."""
@@ -85,12 +87,18 @@ class QatLinear(nn.Linear):
 
     def multiply(self, x: Tensor) -> Tensor:
         """The product with an input that `quantize_input` has seen."""
+        if fetched(self):
+            # A weight that is fetched for each call (accelerate) is not there before: rounding again changes nothing.
+            return cast(Tensor, self(x))
+        return self._product(x)
+
+    def _product(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, fake_quantize(self.weight, self.spec, self.strength, self.weight_scale).to(x.dtype), bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        return self.multiply(self.quantize_input(input))
+        return self._product(self.quantize_input(input))
 
     def codes(self) -> Codes:
         """What packing will store."""

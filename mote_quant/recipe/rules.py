@@ -68,8 +68,9 @@ def _quantize_is_last(outline: Outline) -> Iterator[Mistake]:
 
 
 def _bits_and_quantize_go_together(outline: Outline) -> Iterator[Mistake]:
-    # What is trained is carried out by up-cycling alone: the model is then left to be trained on.
-    later = not all(_trained(bits) for bits in outline.bits.values()) or outline.lacks("upcycle")
+    # What is trained is carried out by up-cycling or training alone: the model is then left to be trained on.
+    idle = outline.lacks("upcycle") and outline.lacks("train")
+    later = not all(_trained(bits) for bits in outline.bits.values()) or idle
     if outline.bits and outline.steps and outline.lacks("quantize") and later:
         yield ("bits",), "is given, but pipeline has no quantize step to carry it out; end it with `- quantize: {}`"
     if not outline.bits and outline.whole_bits:

@@ -109,8 +109,10 @@ class Distill(Closed):
 class Train(Closed):
     """Train what `what` names, and nothing else.
 
-    `distill` also learns from another model's predictions. `compile` is torch.compile: seconds to minutes before the
-    first step, shorter steps afterwards, and a resumed run that is the same up to rounding.
+    `balance_loss` and `z_loss` are of routers that are trained; where the model came with them, `balance_loss` weighs
+    the loss that its own forward adds for them. `distill` also learns from another model's predictions. `compile` is
+    torch.compile: seconds to minutes before the first step, shorter steps afterwards, and a resumed run that is the
+    same up to rounding.
     Without `fake_quantize` weights that will be quantized, and their inputs, stay in full precision all through this
     training and are rounded at its end: the control without QAT.
     """

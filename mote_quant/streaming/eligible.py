@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from mote_quant.hf.mapped import not_mapped_because
 from mote_quant.recipe import Recipe
 from mote_quant.recipe.schema import AutoBits, Quantize
 
@@ -20,3 +23,8 @@ def streamable(recipe: Recipe) -> str | None:
     if isinstance(config, Quantize) and config.skip_rate:
         return "skip_rate is set on the finished model"
     return None
+
+
+def held_because(recipe: Recipe, folder: Path) -> str | None:
+    """Why a run of `recipe` on the model in `folder` has to hold all of it in memory; None when it need not."""
+    return streamable(recipe) or not_mapped_because(folder, recipe.bits)

@@ -17,6 +17,7 @@ from mote_quant.anatomy.roles import roles
 from mote_quant.anatomy.structure import decoder_layers
 from mote_quant.data.opener import Opener
 from mote_quant.hf.attach import attach
+from mote_quant.hf.card import write_card
 from mote_quant.hf.loading import finite
 from mote_quant.hf.parts import save_config
 from mote_quant.hf.saving import as_save_error, write_whole
@@ -65,17 +66,19 @@ class Stream:
 
     def save(self, processor: Any = None) -> list[str]:
         """Put the finished model at the top of the run's output; the names of its files. Raises SaveError."""
-        shards, stages = Shards(self.folder), self._count
-        saves = [partial(shards.place, stages), partial(save_config, self.model)]
-        saves += [] if processor is None else [processor.save_pretrained]
         output = self.folder.parent.parent
+        saves = [partial(Shards(self.folder).place, self._count), partial(save_config, self.model)]
+        saves += [partial(write_card, self.model, place=output)]
+        saves += [] if processor is None else [processor.save_pretrained]
         with as_save_error(output):
             return write_whole(output, *saves)
 
     def _check(self) -> None:
-        for block in scan(self.model) if self.plan.layouts else ():
-            verify(self.model, gate_by_numbers(self.model, block))
-            release_module(self.model.get_submodule(block.path))
+        places = {layout.path for layout in self.plan.layouts}
+        for block in scan(self.model):
+            if block.place in places:
+                verify(self.model, gate_by_numbers(self.model, block))
+                release_module(self.model.get_submodule(block.path))
 
     def _stages(self, data: Calibrated, notes: dict[str, Any]) -> Receipt | None:
         conveyor = self._conveyor()

@@ -4,16 +4,18 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import mote_quant
-from mote_quant import pipeline
-from mote_quant.cli.progress import Lines
+from mote_quant import estimate, pipeline
+from mote_quant.cli.display import Lines
 from mote_quant.errors import SaveError, TrainingError
 from mote_quant.hf.loading import load_model
+from mote_quant.machine import Machine
 
 Mote = Callable[..., Any]
 pytestmark = pytest.mark.usefixtures("pico_data")
@@ -26,14 +28,14 @@ def weights(folder: Path) -> str:
 def test_shows_the_plan_first_then_the_report_and_where_things_lie(finished: tuple[Any, Path]) -> None:
     result, out = finished
     assert result.exit_code == 0, result.stderr
-    titles = ["Mixture layers", "What it will weigh", "What was done", str(out)]
+    titles = ["Mixture layers", "What it will weigh", "What it will take", "On this machine", "What was done", str(out)]
     places = [result.stdout.index(title) for title in titles]
     assert places == sorted(places)
 
 
 def test_progress_and_with_verbose_logs_go_to_stderr(finished: tuple[Any, Path]) -> None:
     said = finished[0].stderr
-    assert "opening" in said
+    assert "loading" in said
     assert "training 4/4" in said
     assert "loss" in said
     assert "step 2 of 3: train" in said
@@ -123,10 +125,12 @@ class Given:
 
 
 def test_options_reach_the_pipeline_and_the_folder_has_a_default(
-    mote: Mote, recipe: str, model: str, monkeypatch: pytest.MonkeyPatch
+    mote: Mote, recipe: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = Given(SaveError("disk full"))
     monkeypatch.setattr(pipeline, "apply", given)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.txt").write_text("text")
     result = mote("apply", recipe, "-m", model, "--set", "bits.shared.format=int8", "--data", "x.txt", "--keep-steps")
     assert given.recipe.bits["shared"].format == "int8"
     assert given.options["data"] == "x.txt"
@@ -167,6 +171,57 @@ def test_advice_for_python_is_not_for_the_command_line(
     error.advice = "the model object was changed"
     monkeypatch.setattr(pipeline, "apply", Given(error))
     assert "object" not in mote("apply", recipe, "-m", model, "-q").stderr
+
+
+def on_a_machine(patch: pytest.MonkeyPatch, **has: int) -> None:
+    """As if this machine had that."""
+    machine = Machine(total_memory=2**40, free_memory=2**40, free_disk=2**40, threads=1)
+    patch.setattr(estimate, "this_machine", lambda folder: replace(machine, **has))
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
+    mote: Mote, recipe: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_machine(monkeypatch, free_disk=1000)
+    result = mote("apply", recipe, "-m", model, "-o", tmp_path / "out", "--no-times")
+    assert result.exit_code == 2
+    assert "1000 B free" in result.stderr
+    assert "Run the same command again" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_run_needs_no_room(
+    finished: tuple[Any, Path], mote: Mote, recipe: str, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_machine(monkeypatch, free_disk=0)
+    assert mote("apply", recipe, "-m", model, "-o", finished[1], "-q").exit_code == 0
+
+
+def test_too_little_memory_is_a_warning(
+    mote: Mote, recipe: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_machine(monkeypatch, free_memory=2**20)
+    monkeypatch.setattr(pipeline, "apply", Given(TrainingError("far enough")))
+    told = mote("apply", recipe, "-m", model, "-o", tmp_path / "out", "--no-times")
+    assert "warning: this run needs about" in told.stderr
+    assert "far enough" in told.stderr
+    assert "Careful: this run needs about" in told.stdout
+    assert "warning" not in mote("apply", recipe, "-m", model, "-o", tmp_path / "out", "-q").stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [(["--data", "tran.jsonl"], "tran.jsonl"), (["--set", "pipeline.1.train.data=./tran.jsonl"], "tran.jsonl")],
+)
+def test_data_that_is_not_there_is_missed_before_the_model_is_opened(
+    options: list[str], named: str, mote: Mote, recipe: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "apply", Given(AssertionError("too late")))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.jsonl").write_text("")
+    result = mote("apply", recipe, "-m", model, "-q", *options)
+    assert result.exit_code == 2
+    assert f"{named} does not exist; did you mean train.jsonl?" in result.stderr
 
 
 def test_data_with_an_empty_name(mote: Mote, recipe: str, model: str, tmp_path: Path) -> None:

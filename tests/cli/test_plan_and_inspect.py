@@ -19,13 +19,36 @@ def test_plan_as_json(mote: Mote) -> None:
     planned = json.loads(result.stdout)
     assert set(planned) == {
         *("paper_gib", "stored_bytes", "resident_bytes", "roles"),
-        *("recipe", "mixture_layers", "coverage", "train", "dense"),
+        *("recipe", "mixture_layers", "coverage", "train", "dense", "estimate"),
     }
     assert round(planned["paper_gib"]["experts"], 2) == 3.40
     assert round(planned["dense"]["paper_gib"]["experts"], 2) == 4.54
     assert all(set(weight) == ROLE for weight in planned["roles"].values())
     assert sum(weight["stored_bytes"] for weight in planned["roles"].values()) == planned["stored_bytes"]
     assert len(planned["mixture_layers"]) == 36
+
+
+def test_plan_says_what_it_will_take(mote: Mote, recipe: str, model: str) -> None:
+    found = json.loads(mote("plan", recipe, "-m", model, "--json").stdout)["estimate"]
+    assert [part["name"] for part in found["parts"]] == ["loading", "upcycle", "train", "quantize", "saving"]
+    assert all(0 <= part["seconds"][0] <= part["seconds"][1] for part in found["parts"])
+    assert found["peak_bytes"] == max(part["memory"] for part in found["parts"])
+    assert found["rates"]["float32"] > 0
+    assert "only pipelines" in found["why_not_streamed"]
+    untimed = mote("plan", recipe, "-m", model, "--no-times")
+    assert "What it will take, roughly" in untimed.stdout
+    assert "All of the model is held in memory" in untimed.stdout
+    assert " to " not in untimed.stdout.partition("What it will take")[2].partition("On this machine")[0]
+
+
+def test_a_plan_without_training_goes_layer_by_layer(mote: Mote, model: str, tmp_path: Path) -> None:
+    path = tmp_path / "quantize.yaml"
+    path.write_text("name: q\nbits: {ffn: int8}\npipeline: [quantize]\n")
+    found = json.loads(mote("plan", path, "-m", model, "--no-times", "--json").stdout)["estimate"]
+    assert found["streamed"]
+    assert [part["name"] for part in found["parts"]] == ["loading", "quantize, layer by layer"]
+    assert found["seconds"] is None
+    assert "goes through memory layer by layer" in mote("plan", path, "-m", model, "--no-times").stdout
 
 
 def test_plan_as_tables(mote: Mote) -> None:

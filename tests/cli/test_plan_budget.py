@@ -94,6 +94,8 @@ def test_whether_a_recipe_fits(mote: Mote, recipe: str, model: str) -> None:
     size = sum(plain["roles"][role]["stored_bytes"] for role in ("routed", "shared"))
     found = json.loads(mote(*options, "--budget", str(size - 5), "--budget", "1x", "--context", "8").stdout)
     budgets, run = found.pop("budgets"), found.pop("run")
+    # What is free on this machine, and how fast it is, is not the same twice.
+    del found["estimate"], plain["estimate"]
     assert found == plain
     assert budgets[0] == {
         "text": str(size - 5),

@@ -182,7 +182,7 @@ def test_a_data_set_of_datasets_with_an_image_feature(tmp_path, monkeypatch):
     processor = processors.llava()
     first = open_source(album(tmp_path, ONE_EACH), processor=processor)
     made = table([row | {"image": str(tmp_path / row["image"])} for row in ONE_EACH], datasets.Image())
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: {"train": made}[split])
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: {"train": made}[split])
     assert same(first, open_source("somebody/pictures", processor=processor))
 
 

@@ -309,11 +309,6 @@ def test_a_file_in_the_place_of_the_folder(tmp_path):
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_pushing_is_refused(tmp_path):
-    with pytest.raises(RequestError, match="push_to_hub is not supported"):
-        latent_model().save_pretrained(tmp_path, push_to_hub=True)
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")

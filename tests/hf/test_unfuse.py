@@ -26,6 +26,7 @@ from mote_quant.planning import plan
 from mote_quant.recipe import load
 from tests import pico
 from tests.mixtures import logits, one_block, tensors_in
+from tests.pico_moe import PICO_MOE
 
 FIRST, SECOND = "model.layers.0.mlp.experts", "model.layers.1.mlp.experts"
 
@@ -38,14 +39,50 @@ def recipe(**bits: Any) -> dict[str, Any]:
     return {"name": "native", "bits": bits, "pipeline": [{"quantize": {"calibration": {"data": "pico"}}}]}
 
 
-@pytest.mark.parametrize("family", pico.NATIVE_MOE)
+@pytest.mark.parametrize("family", PICO_MOE)
 def test_the_outputs_are_those_of_the_fused_experts(family: str) -> None:
-    model = pico.NATIVE_MOE[family]()
-    model.config._experts_implementation = "eager"
+    model = PICO_MOE[family]()
+    model.config.get_text_config()._experts_implementation = "eager"
     eager = logits(model)
-    unfuse(model, [FIRST, SECOND])
-    assert unfused(model) == [FIRST, SECOND]
+    paths = list(fused_experts(model))
+    assert paths
+    unfuse(model, paths)
+    assert unfused(model) == paths
+    assert not fused_experts(model)
     torch.testing.assert_close(logits(model), eager, rtol=1e-5, atol=1e-5)
+
+
+def test_transposed_interleaved_and_biased_weights_are_read_as_they_lie() -> None:
+    model = PICO_MOE["GPT-OSS"]()
+    path = next(iter(fused_experts(model)))
+    held = {name: p.detach().clone() for name, p in model.get_submodule(path).named_parameters()}
+    unfuse(model, [path])
+    for index, expert in enumerate(model.get_submodule(path).experts):
+        assert torch.equal(expert.gate_proj.weight, held["gate_up_proj"][index, :, ::2].t())
+        assert torch.equal(expert.up_proj.weight, held["gate_up_proj"][index, :, 1::2].t())
+        assert torch.equal(expert.up_proj.bias, held["gate_up_proj_bias"][index, 1::2])
+        assert torch.equal(expert.down_proj.weight, held["down_proj"][index].t())
+        assert torch.equal(expert.down_proj.bias, held["down_proj_bias"][index])
+        assert all(p.is_contiguous() and p.untyped_storage().nbytes() == p.nbytes for p in expert.parameters())
+
+
+def test_experts_that_are_given_all_tokens_compute_only_those_sent_to_them() -> None:
+    model = PICO_MOE["Llama 4"]()
+    (path,) = fused_experts(model)
+    unfuse(model, [path])
+    experts = model.get_submodule(path)
+    x = torch.randn(4, 5, 32, generator=torch.Generator().manual_seed(0))
+    x[0, 1:] = x[2] = 0.0
+    seen = []
+    for expert in experts.experts:
+        expert.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    output = experts(x.flatten(0, 1)).view(4, 5, 32)
+    assert seen == [1, 5, 5]
+    assert not output[0, 1:].any()
+    assert output[0, 0].any()
+    chosen, weights = experts.choice(x.flatten(0, 1))
+    assert chosen.tolist() == [[0, 1, -1, 3]] + [[-1, 1, -1, 3]] * 4
+    assert torch.equal(weights, (chosen >= 0).float())
 
 
 @pytest.mark.parametrize("family", pico.NATIVE_MOE)
@@ -149,25 +186,16 @@ def test_what_a_recipe_asks_to_take_apart(case: str) -> None:
     assert unfused(model) == []
 
 
-def fused(**attributes: Any) -> nn.Module:
-    """The experts of a pico Mixtral with some of their attributes changed."""
-    experts = pico.NATIVE_MOE["mixtral"](layers=1).get_submodule(FIRST)
+def changed(family: str, **attributes: Any) -> nn.Module:
+    """The first experts of a pico model with some of their attributes changed."""
+    experts = next(iter(fused_experts(PICO_MOE[family]()).values()))
     for name, value in attributes.items():
         setattr(experts, name, value)
     return experts
 
 
-def small(config: str, model: str) -> nn.Module:
-    """The first experts of a native model without weights."""
-    sizes = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
-    sizes |= {"num_key_value_heads": 1, "head_dim": 16, "vocab_size": 96, "num_local_experts": 2}
-    with torch.device("meta"):
-        made = getattr(transformers, model)(getattr(transformers, config)(**sizes))
-    return next(iter(fused_experts(made).values()))
-
-
 class Positional(nn.Module):
-    """Experts of another call: one batch an expert."""
+    """Experts of another call: tokens sorted by expert, with the number of each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,27 +203,38 @@ class Positional(nn.Module):
         self.down_proj = nn.Parameter(torch.zeros(2, 4, 3))
         self.act = nn.SiLU()
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, lengths: Tensor) -> Tensor:
         return hidden_states
 
 
 TRAITS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
-    "GPT-OSS": (
-        lambda: small("GptOssConfig", "GptOssForCausalLM"),
-        ["biases", "transposed", "joined in a way of the model's own", "no single activation"],
+    "transposed": (
+        lambda: changed("Mixtral", is_transposed=True),
+        ["[4, 96, 32] does not go with down_proj [4, 32, 48]"],
     ),
-    "Llama 4": (
-        lambda: small("Llama4TextConfig", "Llama4ForCausalLM"),
-        ["transposed", "called with hidden_states, not"],
+    "interleaved": (lambda: changed("Mixtral", is_concatenated=False), ["interleaved"]),
+    "normed": (lambda: changed("Mixtral", has_post_expert_norm=True), ["each expert's output is normed"]),
+    "spread": (lambda: changed("Mixtral", _is_expert_parallel=True), ["spread over devices"]),
+    "two activations": (lambda: changed("Mixtral", act=nn.GELU()), ["no single activation"]),
+    "another weight": (
+        lambda: changed("Mixtral", extra=nn.Parameter(torch.zeros(3))),
+        ["gate_up_proj, down_proj, extra, not"],
     ),
-    "transposed": (lambda: fused(is_transposed=True), ["transposed, [E, in, out]"]),
-    "interleaved": (lambda: fused(is_concatenated=False), ["interleaved"]),
-    "normed": (lambda: fused(has_post_expert_norm=True), ["each expert's output is normed"]),
-    "spread": (lambda: fused(_is_expert_parallel=True), ["spread over devices"]),
-    "two activations": (lambda: fused(act=nn.GELU()), ["no single activation"]),
-    "another weight": (lambda: fused(extra=nn.Parameter(torch.zeros(3))), ["gate_up_proj, down_proj, extra, not"]),
-    "shapes": (lambda: fused(down_proj=nn.Parameter(torch.zeros(3, 32, 48))), ["[4, 96, 32] does not go with"]),
-    "another call": (Positional, ["called with hidden_states, not with tokens, chosen experts and weights"]),
+    "shapes": (
+        lambda: changed("Mixtral", down_proj=nn.Parameter(torch.zeros(3, 32, 48))),
+        ["[4, 96, 32] does not go with"],
+    ),
+    "another call": (Positional, ["called with hidden_states, lengths, not with tokens, chosen experts and weights"]),
+    "a join that learns": (
+        lambda: changed("DeepSeek-V4", act_fn=nn.PReLU()),
+        ["joined in a way of the model's own that has tensors of its own"],
+    ),
+    "biases where zeros must stay zeros": (
+        lambda: changed(
+            "Llama 4", **{f"{name}_bias": nn.Parameter(torch.zeros(4, 32)) for name in ("gate_up_proj", "down_proj")}
+        ),
+        ["every expert is given all tokens, and there are biases"],
+    ),
 }
 
 
@@ -230,14 +269,12 @@ def test_a_forward_that_does_more_is_found_by_running_it() -> None:
 
 def test_a_rule_about_more_than_experts_leaves_those_that_cannot_be_taken_apart() -> None:
     model = pico.NATIVE_MOE["mixtral"]()
-    for layer in model.model.layers:
-        layer.mlp.experts.is_transposed = True
     skeleton = shadow(model)
     for layer in skeleton.model.layers:
-        layer.mlp.experts.is_transposed = True
+        layer.mlp.experts.has_post_expert_norm = True
     assert to_unfuse(load(recipe(**{"*": "int8"})).bits, skeleton) == []
     for target in ("routed", "MixtralExperts", "*.experts"):
-        with pytest.raises(UnsupportedModelError, match=r"transposed.*Leave them out of `bits`"):
+        with pytest.raises(UnsupportedModelError, match=r"normed.*Leave them out of `bits`"):
             to_unfuse(load(recipe(**{target: "int8"})).bits, skeleton)
 
 

@@ -20,6 +20,8 @@ POST_TRAINING = {f"ptq-{name}" for name in ("rtn", "gptq", "awq", "hqq", "nf4")}
 POST_TRAINING |= {f"ptq-{name}" for name in ("gptqmodel", "llmcompressor", "bitsandbytes")}
 AUTO = {"mote-text-auto", "moe-text-auto"}
 BASES = ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "llava-qwen2.5-1.5b")
+ANY = {"mote"}
+"""For whatever model is named."""
 REAL = {name for base in BASES for name in (f"mote-{base}", f"moe-{base}", f"moe-{base}-int3")}
 
 
@@ -32,7 +34,7 @@ def parts(recipe: Recipe) -> tuple[Upcycle, Train, Quantize]:
 
 
 def test_the_catalogue() -> None:
-    assert set(NAMES) == EMBEDDED | REAL | POST_TRAINING | AUTO
+    assert set(NAMES) == EMBEDDED | REAL | POST_TRAINING | AUTO | ANY
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -46,7 +48,7 @@ def test_it_loads_under_its_own_name_says_what_it_is_and_dumps(name: str) -> Non
     assert load(yaml.safe_load(dump(recipe))) == recipe
 
 
-@pytest.mark.parametrize("name", sorted(name for name in NAMES if name.startswith("mote-")))
+@pytest.mark.parametrize("name", sorted(ANY | {name for name in NAMES if name.startswith("mote-")}))
 def test_mote_is_one_frozen_int4_shared_and_four_ternary_experts_top_1_in_every_layer(name: str) -> None:
     recipe = load(name)
     upcycle, train, quantize = parts(recipe)
@@ -59,6 +61,9 @@ def test_mote_is_one_frozen_int4_shared_and_four_ternary_experts_top_1_in_every_
         assert formats.pop("shared") == "auto"
         formats["shared"] = "int4"
     assert formats.pop("*", "bfloat16") == "bfloat16"
+    if name in ANY:
+        assert recipe.model is None
+        assert formats.pop("attention") == "int8"
     assert formats == {
         "routed": "ternary",
         "shared": "int4",

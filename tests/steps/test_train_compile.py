@@ -8,6 +8,7 @@ import torch
 from mote_quant import pipeline
 from mote_quant.errors import MissingExtraError, RecipeError, RequestError
 from mote_quant.moe import blocks
+from mote_quant.moe import trained as fused_experts
 from mote_quant.recipe import load
 from mote_quant.steps.train import compiling
 from tests import pico
@@ -61,6 +62,21 @@ def test_the_same_training(traced, tmp_path, monkeypatch):
     quick.save_pretrained(tmp_path / "quick")
     plain.save_pretrained(tmp_path / "plain")
     assert tensors_in(tmp_path / "quick").keys() == tensors_in(tmp_path / "plain").keys()
+
+
+def test_experts_on_a_cpu_run_compiled_and_not_fused(traced, monkeypatch):
+    fused = []
+    original = fused_experts._run
+    monkeypatch.setattr(
+        fused_experts, "_run", lambda network, x: (fused.append(network is not None), original(network, x))[1]
+    )
+    model = pico.PICO["llama"](layers=1)
+    context = upcycled(model, TERNARY, experts=2)
+    fused.clear()
+    train_it(model, context, compile=True, steps=1)
+    assert not any(fused)
+    train_it(model, context, compile=False, steps=1)
+    assert any(fused)
 
 
 def test_what_torch_cannot_compile_is_our_error_and_leaves_the_model_whole(monkeypatch):

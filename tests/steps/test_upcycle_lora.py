@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mote_quant.cli.plan import plan_tables
+from mote_quant.cli.planned import plan_tables
 from mote_quant.errors import FormatError, RecipeError
 from mote_quant.hf.saving import stored_bytes
 from mote_quant.inspection import inspect

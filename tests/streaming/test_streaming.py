@@ -56,6 +56,8 @@ def test_up_cycling_and_rounding_are_the_same_to_the_bit(family, tmp_path):
     assert ours["preservation"] == theirs["preservation"] == {"max_abs": 0.0, "relative": 0.0}
     assert inspect(tmp_path / "streamed")["stored_bytes"] == ours["bytes"]["predicted"]
     assert not (tmp_path / "streamed" / "run" / "stages").exists()
+    cards = [(tmp_path / kind / "README.md").read_text() for kind in ("streamed", "memory")]
+    assert cards[0] == cards[1] != ""
 
 
 def test_calibrated_codes_and_the_report_of_them_are_the_same(tmp_path):
@@ -78,6 +80,29 @@ def test_full_precision_mixtures_too_with_types_of_all_kinds(tmp_path):
     # Calibration sees the norms and the router in their final types here, before they are cast there.
     assert routed == []
     torch.testing.assert_close(logits(streamed), logits(memory), rtol=0.05, atol=0.05)
+
+
+EXPERTS = {"name": "experts", "bits": {"routed": GPTQ, "shared": "int8"}, "pipeline": [{"quantize": CALIBRATION}]}
+
+
+@pytest.mark.parametrize("family", ["qwen2_moe", "mixtral"])
+def test_experts_that_a_model_came_with_are_streamed_one_by_one(family, tmp_path, caplog):
+    recipe = EXPERTS if family == "qwen2_moe" else EXPERTS | {"bits": {"routed": GPTQ}}
+    model = pico.NATIVE_MOE[family](layers=3)
+    model.save_pretrained(tmp_path / "dense")
+    data = source_for(model)
+    with caplog.at_level("INFO"):
+        streamed = pipeline.apply(recipe, tmp_path / "dense", data=data, output=tmp_path / "streamed")
+    assert "held in memory" not in caplog.text
+    assert differing(streamed, pipeline.apply(recipe, model, data=data, output=tmp_path / "memory")) == []
+
+
+def test_experts_that_stay_fused_are_held_in_memory_and_it_is_told(tmp_path, caplog):
+    pico.NATIVE_MOE["mixtral"]().save_pretrained(tmp_path / "dense")
+    recipe = {"name": "attention", "bits": {"attention": "int8"}, "pipeline": [{"quantize": {}}]}
+    with caplog.at_level("INFO"):
+        pipeline.apply(recipe, tmp_path / "dense", output=tmp_path / "out")
+    assert "experts that no rule takes apart are fused" in caplog.text
 
 
 def test_a_model_may_change_its_type(tmp_path):

@@ -34,7 +34,9 @@ def compiled(model: nn.Module) -> Iterator[None]:
     """Inside, `model` runs compiled; no module and no name changes, and afterwards it runs as before.
 
     How many tokens an expert gets is known only at run time: a mixture layer itself runs as it is, between compiled
-    parts, and its experts are compiled one by one. RequestError where torch cannot compile the model.
+    parts, and its experts are compiled one by one; on a GPU those in training for ternary or binary codes run together
+    instead (`moe.trained.grouped_feed_forward`), which no graph of one expert could. RequestError where torch cannot
+    compile the model.
     """
     from torch._dynamo.exc import TorchDynamoException
 

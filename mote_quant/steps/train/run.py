@@ -18,11 +18,13 @@ from mote_quant.errors import DataError
 from mote_quant.hf import checkpoint, random_state
 from mote_quant.hf.attach import attach
 from mote_quant.hf.distillation import Distillation
+from mote_quant.hf.latents import make_latent
 from mote_quant.hf.teacher import open_teacher
 from mote_quant.hf.trainer import MoteTrainer, Schedule
 from mote_quant.moe import blocks
 from mote_quant.recipe.schema import Distill, Train
 from mote_quant.steps.base import Context
+from mote_quant.steps.train.balance import own_balance
 from mote_quant.steps.train.callbacks import Accumulation, Distance, Ramp, Watch
 from mote_quant.steps.train.compiling import compiled
 from mote_quant.steps.train.precision import float32_weights
@@ -36,6 +38,8 @@ _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with
 def run(model: nn.Module, config: Train, context: Context) -> nn.Module:
     """Train `model` in place; notes what was trained and frozen, the loss curve, tokens and seconds."""
     source = _samples(config, context)
+    if make_latent(model, context.formats):
+        attach(model)
     chosen = trainable_names(model, config.what)
     context.notes |= by_role(model, chosen)
     started = time.monotonic()
@@ -45,6 +49,7 @@ def run(model: nn.Module, config: Train, context: Context) -> nn.Module:
         stack.enter_context(only_trainable(model, set(chosen)))
         stack.enter_context(float32_weights(model, set(chosen) if config.precision == "bfloat16" else None))
         stack.enter_context(_router_losses(model, config))
+        stack.enter_context(own_balance(model, config, chosen))
         stack.enter_context(_same_cache_setting(model))
         if config.compile:
             stack.enter_context(compiled(model))

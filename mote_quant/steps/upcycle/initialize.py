@@ -61,12 +61,34 @@ def _piece(source: nn.Module, name: str, number: int, layout: MoteLayout) -> tup
     `layout.split` consecutive experts hold one copy between them: the sum of their outputs is that of the dense block
     (DeepSeekMoE, arXiv 2401.06066, section 3.1).
     """
-    weight, bias = _dense_weight(source), cast("Tensor | None", source.bias)
+    weight, bias = _projection(source, name, layout)
     start = number % layout.split * layout.expert_size
     units = slice(start, start + layout.expert_size)
     if name == DOWN:
         return weight[:, units], None if bias is None else bias / layout.split
     return weight[units], None if bias is None else bias[units]
+
+
+def _projection(source: nn.Module, name: str, layout: MoteLayout) -> tuple[Tensor, Tensor | None]:
+    """Weight [out, in] and bias of one projection: its half of a fused layer, with what the block multiplies it by."""
+    weight, bias = _dense_weight(source), cast("Tensor | None", source.bias)
+    rows, factor = _rows(name, layout), _factor(name, layout)
+    scaled = weight[rows] if factor == 1.0 else weight[rows] * factor
+    return scaled, None if bias is None else bias[rows] if factor == 1.0 else bias[rows] * factor
+
+
+def _rows(name: str, layout: MoteLayout) -> slice:
+    """Where a projection lies in the dense layer it is part of."""
+    if layout.fused is None or name == DOWN:
+        return slice(None)
+    first = name == ("gate_proj" if layout.fused == "gate_first" else "up_proj")
+    return slice(layout.intermediate_size) if first else slice(layout.intermediate_size, None)
+
+
+def _factor(name: str, layout: MoteLayout) -> float:
+    """What enters the activation has the gate's factor, what leaves the block that of the output; others have none."""
+    activated = "up_proj" if layout.gate is None else "gate_proj"
+    return {activated: layout.gate_scale, DOWN: layout.output_scale}.get(name, 1.0)
 
 
 def _start_at_nothing(change: LowRank, generator: torch.Generator) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from mote_quant.anatomy.feedforward import FeedForward, find_feedforwards
-from mote_quant.errors import RequestError
+from mote_quant.anatomy.feedforward import FeedForward, find_feedforwards, verify
+from mote_quant.errors import RequestError, UnsupportedModelError
 from mote_quant.moe import MoteLayout
 from mote_quant.moe.layout import Projection
 from mote_quant.recipe.schema import QatBits, Upcycle
@@ -24,7 +24,24 @@ def plan_layouts(
     model: nn.Module, config: Upcycle, qat: Mapping[Projection, QatBits] | None = None
 ) -> tuple[MoteLayout, ...]:
     """The mixture layers `config` asks for, in layer order; `qat`: what projections train for. Works on meta models."""
-    return tuple(_layout(block, config, qat or {}) for block in _chosen(find_feedforwards(model), config))
+    chosen = _chosen(find_feedforwards(model), config)
+    _verify(model, chosen)
+    return tuple(_layout(block, config, qat or {}) for block in chosen)
+
+
+def _verify(model: nn.Module, blocks: list[FeedForward]) -> None:
+    """`verify` each; the error names the layers without one, so that they can be asked for alone."""
+    refused: dict[int, UnsupportedModelError] = {}
+    for block in blocks:
+        try:
+            verify(model, block)
+        except UnsupportedModelError as error:
+            refused[block.layer] = error
+    if not refused:
+        return
+    first, able = next(iter(refused.values())), [block.layer for block in blocks if block.layer not in refused]
+    advice = f"; layers {able} can be up-cycled: name them in upcycle.layers" if able else ""
+    raise UnsupportedModelError(f"{first}{advice}") from first
 
 
 def _chosen(found: list[FeedForward], config: Upcycle) -> list[FeedForward]:
@@ -50,8 +67,13 @@ def _layout(block: FeedForward, config: Upcycle, qat: Mapping[Projection, QatBit
             f"upcycle.split: {config.split} does not divide the width {block.intermediate_size} of {block.path} "
             "(its hidden units); take one that does"
         )
+    if block.norm is not None and config.split > 1:
+        raise RequestError(
+            f"upcycle.split: {block.path} norms its hidden units together ({block.norm}), which no part of them can; "
+            "leave split out"
+        )
     return MoteLayout(
-        path=f"{block.path}.{block.up}" if block.inline else block.path,
+        path=block.place,
         kind=block.kind,
         up=block.up,
         down=block.down,
@@ -70,4 +92,10 @@ def _layout(block: FeedForward, config: Upcycle, qat: Mapping[Projection, QatBit
         qat={projection: spec for projection, spec in qat.items() if projection != "gate_proj" or block.gate},
         split=config.split,
         lora_rank=config.lora_rank,
+        fused=block.fused,
+        function=block.function,
+        gate_scale=block.gate_scale,
+        output_scale=block.output_scale,
+        residual=block.residual,
+        norm=block.norm,
     )

@@ -65,7 +65,7 @@ class Routing:
             if isinstance(module, MoteBlock):
                 handles.append(module.gate.register_forward_hook(self._of_router(f"{path}.experts", module, count)))
             else:
-                hook = self._of_experts(path, module.num_experts, count)
+                hook = self._of_experts(path, module, count)
                 handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         try:
             yield
@@ -79,10 +79,10 @@ class Routing:
 
         return hook
 
-    def _of_experts(self, path: str, experts: int, count: bool) -> Any:
+    def _of_experts(self, path: str, experts: NativeExperts, count: bool) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            _, chosen, gates = (*args, *kwargs.values())
-            self._take(path, experts, chosen, gates, count)
+            chosen, gates = experts.choice(*args, **kwargs)
+            self._take(path, experts.num_experts, chosen, gates, count)
 
         return hook
 

@@ -1,0 +1,90 @@
+"""What a run will take, as tables, and the checks before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from mote_quant.cli.output import Table, human_time
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mote_quant.estimate import Estimate
+    from mote_quant.planning import Plan
+    from mote_quant.recipe import Recipe
+
+_ROUGHLY = "What it will take, roughly"
+
+
+def prepare(recipe: Recipe, model: str, output: Path, timed: bool) -> tuple[Plan, Estimate]:
+    """Plan `recipe` for the model named `model`, and say what carrying it out will take."""
+    from mote_quant import planning
+    from mote_quant.cli.models import to_plan
+
+    skeleton = planning.skeleton_for(to_plan(model))
+    planned = planning.plan_on(recipe, skeleton)
+    return planned, estimate_for(planned, skeleton, model, output, timed)
+
+
+def estimate_for(planned: Plan, skeleton: nn.Module, model: str, output: Path, timed: bool) -> Estimate:
+    """The estimate of carrying out `planned` on this machine; `skeleton` as planning left it."""
+    from mote_quant.estimate import estimate, measure_rates, this_machine
+
+    rates = measure_rates(Path(model), output) if timed else None
+    return estimate(planned, skeleton, this_machine(output), rates, _held_because(planned, model))
+
+
+def _held_because(planned: Plan, model: str) -> str | None:
+    """Why all of the model will be in memory; None where it goes through it layer by layer."""
+    from mote_quant.data.embedded import EMBEDDED
+    from mote_quant.streaming import held_because, streamable
+
+    folder = Path(model)
+    if model in EMBEDDED and not folder.is_dir():
+        return "an embedded model is built in memory"
+    return held_because(planned.recipe, folder) if folder.is_dir() else streamable(planned.recipe)
+
+
+def check_room(estimate: Estimate, output: Path, quiet: bool) -> None:
+    """RequestError where the disk is too small; a warning on stderr where memory probably is."""
+    from mote_quant.estimate import require_room, written
+
+    if not (output / "run" / "done.json").is_file():
+        require_room(estimate, output, written(output))
+    for warning in () if quiet else estimate.warnings():
+        typer.echo(f"warning: {warning}", err=True)
+
+
+def estimate_tables(estimate: Estimate) -> Iterator[Table]:
+    """Part by part, and altogether against what this machine has."""
+    from mote_quant.memory.units import human_bytes
+
+    rows = [[part.name, human_bytes(part.memory), _range(part.seconds)] for part in estimate.parts]
+    rows.append(["altogether", human_bytes(estimate.peak), _range(estimate.seconds)])
+    header = ["part", "memory at most", "time"]
+    yield _ROUGHLY, header if estimate.seconds else header[:2], rows if estimate.seconds else [row[:2] for row in rows]
+    machine, disk = estimate.machine, estimate.disk
+    needs = [
+        ("memory", estimate.peak, machine.free_memory),
+        (f"memory of {machine.accelerator}", estimate.accelerator_peak, machine.accelerator_free),
+        ("disk, finished model", disk.output, machine.free_disk),
+        ("disk, while it runs", disk.running, machine.free_disk),
+        ("disk, temporary files", disk.temporary, None),
+    ]
+    free = [[what, human_bytes(size), "" if has is None else human_bytes(has)] for what, size, has in needs if size]
+    yield "On this machine", ["what", "needed", "free"], free
+
+
+def manner(estimate: Estimate) -> str:
+    """Whether the model goes through memory layer by layer, and if not, why."""
+    if estimate.why_not is None:
+        return "The model goes through memory layer by layer."
+    return f"All of the model is held in memory: {estimate.why_not}."
+
+
+def _range(seconds: tuple[float, float] | None) -> str:
+    return "" if seconds is None else " to ".join(dict.fromkeys(map(human_time, seconds)))

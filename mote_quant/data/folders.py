@@ -1,0 +1,72 @@
+"""A local folder of data: what `datasets` saved there (`save_to_disk`), or files of one kind."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mote_quant.data.local import LOADERS, read_documents, read_rows
+from mote_quant.data.rows import from_documents, from_rows
+from mote_quant.data.source import Source, fingerprint_of
+from mote_quant.data.text import block_length, tokenizer_of
+from mote_quant.errors import DataError
+
+_SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"
+_TEXT = ".txt"
+_KINDS = (".parquet", ".jsonl", ".json", _TEXT)
+_SPLIT = "train"
+
+
+def open_folder(folder: Path, processor: Any = None, max_length: int | None = None) -> Source:
+    """`folder` as a Source, its files (of the first kind of parquet, jsonl, json and txt there is) one after the other.
+
+    Of a data set saved with splits, `train` is taken. Paths of images start at the folder. Raises DataError.
+    """
+    tokenizer = tokenizer_of(processor, str(folder))
+    if (folder / _SAVED).is_file() or (folder / _SAVED_SPLITS).is_file():
+        return from_rows(str(folder), _saved(folder), processor, max_length, _digest(_all(folder)), folder)
+    files = _of_one_kind(folder)
+    if files[0].suffix.lower() in LOADERS:
+        return from_rows(str(folder), read_rows(files), processor, max_length, _digest(files), folder)
+    length = block_length(tokenizer, max_length)
+    documents = [document for path in files for document in read_documents(path)]
+    fingerprint = fingerprint_of(_digest(files), length, tokenizer.get_vocab())
+    return from_documents(str(folder), documents, tokenizer, length, fingerprint)
+
+
+def _of_one_kind(folder: Path) -> list[Path]:
+    for kind in _KINDS:
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() == kind and path.is_file())
+        if files:
+            return files
+    raise DataError(f"{folder} holds no data: no {', '.join(_KINDS)} files, nor what `save_to_disk` writes")
+
+
+def _saved(folder: Path) -> Any:
+    from datasets import Dataset, DatasetDict, load_from_disk
+
+    try:
+        found = load_from_disk(str(folder))
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise DataError(f"{folder} cannot be read: {reason}") from error
+    if isinstance(found, Dataset):
+        return found
+    if not isinstance(found, DatasetDict) or _SPLIT not in found:
+        raise DataError(f"{folder} has no split {_SPLIT}, but {', '.join(found)}; name the folder of one of them")
+    return found[_SPLIT]
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """A sha256 over the content of all files, in order."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
