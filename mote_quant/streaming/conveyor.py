@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from mote_quant.streaming.shards import Record, Shards
 
 @dataclass
 class Conveyor:
-    """The `Stages` of a streamed run. `structure` is that of the finished model, `upcycle` the step if there is one.
+    """The `Stages` of a streamed run. `structure` is what it changes about the model, `upcycle` its step, if any.
 
     `notes` has a row a quantized module. `dense` collects modules as they were, for who measures roles afterwards.
     `receipt` says what up-cycling alone did, where that can be told.
@@ -73,7 +73,8 @@ class Conveyor:
     def end(self, stage: int) -> None:
         """Cast what is to be cast, write the stage, and hold it as a map of its file from now on."""
         if self._known is None:
-            cast_parameters(self.model, self._casts(stage), self.mains, lambda name: self._stage(name) == stage)
+            pack_latents(self.model, self._within(stage))  # those that the model came with
+            cast_parameters(self.model, self._casts(stage), self.mains, self._within(stage))
             self.shards.adopt(self.model, stage, self._write(stage))
         # What was read, which by now the model may hold no more, and what was written.
         release([*self._read, *self._held(stage).values()])
@@ -82,9 +83,9 @@ class Conveyor:
         self.progress.advance(stage + 1)
 
     def _resume(self, stage: int, known: Record) -> None:
-        part = self.structure.part(lambda name: self._stage(name) == stage)
+        part = self.structure.part(self._within(stage))
         if not part.layouts:
-            self.dense |= {name: self.model.get_submodule(name) for name in part.packed}
+            self.dense |= {name: self.model.get_submodule(name) for name in known.notes}
         rebuild(self.model, part)
         self.shards.adopt(self.model, stage, known)
         self.notes |= known.notes
@@ -97,13 +98,14 @@ class Conveyor:
 
     def _write(self, stage: int) -> Record:
         held = self._held(stage)
-        notes = {name: note for name, note in self.notes.items() if self._stage(name) == stage}
+        within = self._within(stage)
+        notes = {name: note for name, note in self.notes.items() if within(name)}
         return self.shards.write(stage, part_to_save(self.model, held), held, notes, self._state())
 
     def _held(self, stage: int) -> dict[str, Tensor]:
         """The part of the state dict that lies in a stage."""
-        state = self.model.state_dict()
-        return {name: tensor for name, tensor in state.items() if self._stage(name.rpartition(".")[0]) == stage}
+        within = self._within(stage)
+        return {name: tensor for name, tensor in self.model.state_dict().items() if within(name.rpartition(".")[0])}
 
     def _state(self) -> dict[str, Tensor]:
         state = {"generator": self._generator.get_state()}
@@ -114,8 +116,12 @@ class Conveyor:
         return state
 
     def _casts(self, stage: int) -> Mapping[str, FloatBits]:
+        within = self._within(stage)
         casts = {name: spec for name, spec in self.plan.formats.items() if isinstance(spec, FloatBits)}
-        return {name: spec for name, spec in casts.items() if self._stage(name.rpartition(".")[0]) == stage}
+        return {name: spec for name, spec in casts.items() if within(name.rpartition(".")[0])}
+
+    def _within(self, stage: int) -> Callable[[str], bool]:
+        return lambda name: self._stage(name) == stage
 
 
 def _pack(expert: nn.Module) -> None:

@@ -96,8 +96,9 @@ class Stream:
         return conveyor.receipt
 
     def _conveyor(self) -> Conveyor:
-        # The plan knows more of the layers than the skeleton it was made on: what their experts are trained for.
-        structure = replace(structure_of(self.finished, latent=False), layouts=self.plan.layouts)
+        # The plan has the layers that are new, and knows what their experts are trained for; experts of the model's own
+        # are apart already.
+        structure = replace(structure_of(self.finished, latent=False), layouts=self.plan.layouts, unfused=())
         mains = Mains(main_dtype(self.model), main_dtype(self.finished))
         shards = Shards(self.folder)
         return Conveyor(self.model, self.plan, structure, mains, self._upcycle, shards, self.progress)

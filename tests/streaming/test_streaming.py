@@ -197,3 +197,32 @@ def test_a_damaged_stage_is_named_and_redone_once_deleted(tmp_path):
     resumed = pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "out")
     # What comes after it was drawn from the state of its record.
     assert differing(resumed, pipeline.apply(RTN, model)) == []
+
+
+def resumed(recipe, folder, stages, **options):
+    """Stopped after each of `stages` stages, then finished."""
+    for stage in stages:
+        with pytest.raises(StopError):
+            pipeline.apply(
+                recipe, folder / "dense", output=folder / "out", options=pipeline.Options(StopAt(stage)), **options
+            )
+    return pipeline.apply(recipe, folder / "dense", output=folder / "out", **options)
+
+
+def test_experts_that_a_model_came_with_are_gone_on_with(tmp_path):
+    model = pico.NATIVE_MOE["qwen2_moe"](layers=3)
+    model.save_pretrained(tmp_path / "dense")
+    data = source_for(model)
+    streamed = resumed(EXPERTS, tmp_path, (2, 3), data=data)
+    assert differing(streamed, pipeline.apply(EXPERTS, model, data=data)) == []
+
+
+@pytest.mark.parametrize("latent", [False, True])
+def test_a_model_of_ours_is_quantized_further(latent, tmp_path):
+    keep = {"pipeline": [UPCYCLE, {"quantize": {"keep_latents": latent}}]}
+    first = pipeline.apply({"name": "first", "bits": TERNARY} | keep, pico.PICO["qwen2"](layers=3))
+    first.save_pretrained(tmp_path / "dense", latent=latent)
+    further = {"name": "further", "bits": INT4_SHARED | {"attention": GPTQ}, "pipeline": [{"quantize": CALIBRATION}]}
+    data = source_for(first)
+    streamed = resumed(further, tmp_path, (2,), data=data)
+    assert differing(streamed, pipeline.apply(further, first, data=data)) == []
