@@ -36,6 +36,7 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="At most so many samples, of the data and of each task.")
     ] = None,
+    card: Annotated[bool, typer.Option("--card", help="Enter the figures into DIR's model card, too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a saved model on held-out data, on lm-eval tasks, or both.
@@ -46,7 +47,7 @@ def evaluate(
       mote-quant evaluate runs/mote --tasks stdlib_next_line,stdlib_passages --limit 100 --json
     """
     with watching(context.obj):
-        found = _measured(folder, data, _names(tasks), task_folder or [], limit)
+        found = _measured(folder, data, _names(tasks), task_folder or [], limit, card)
     if as_json:
         print_json(found)
     else:
@@ -58,9 +59,12 @@ def _names(tasks: str | None) -> list[str]:
 
 
 def _measured(
-    folder: Path, data: str | None, tasks: list[str], folders: list[Path], limit: int | None
+    folder: Path, data: str | None, tasks: list[str], folders: list[Path], limit: int | None, card: bool
 ) -> dict[str, Any]:
-    """`data` (the name, metrics, router statistics) and `tasks`; None and {} where not asked for."""
+    """`data` (the name, metrics, router statistics) and `tasks`; None and {} where not asked for.
+
+    With `card` the folder's model card has them, too.
+    """
     from mote_quant.errors import ModelError, RequestError
     from mote_quant.evaluate import harness
     from mote_quant.hf.loading import load_model, load_processor
@@ -74,7 +78,19 @@ def _measured(
     model, processor = load_model(folder), load_processor(str(folder))
     scores = None if data is None else _on_data(model, processor, data, limit)
     ran = harness.run_tasks(model, processor, tasks, folders=folders, limit=limit) if tasks else {}
-    return {"data": scores, "tasks": ran}
+    found = {"data": scores, "tasks": ran}
+    if card:
+        from mote_quant.hf.card import record_evaluation
+
+        record_evaluation(model, folder, _for_card(found, limit))
+    return found
+
+
+def _for_card(found: dict[str, Any], limit: int | None) -> dict[str, float]:
+    """Each metric with the name of what it was measured on."""
+    scores, some = found["data"] or {}, f" (first {limit} samples)" if limit else ""
+    on_data = {f"{key} on {scores['name']}{some}": v for key, v in scores.items() if isinstance(v, float)}
+    return on_data | {f"{task}{some}": float(value) for task, value in found["tasks"].items()}
 
 
 def _on_data(model: Any, processor: Any, name: str, limit: int | None) -> dict[str, Any]:

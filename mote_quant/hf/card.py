@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import yaml
 from torch import nn
 
 from mote_quant.anatomy.roles import roles
+from mote_quant.errors import ArtifactError, RequestError
+from mote_quant.hf.integrity import write_atomic
 from mote_quant.hf.skeleton import shadow
 from mote_quant.hf.structure import Structure
 from mote_quant.memory.ledger import GIB, Ledger, weigh
@@ -19,7 +22,7 @@ from mote_quant.memory.units import human_bytes
 from mote_quant.recipe.bits import wording
 from mote_quant.recipe.plain import settings
 
-NAME = "README.md"
+NAME, EVALUATION = "README.md", "evaluation.json"
 MARK = "<!-- Written by mote-quant, and written anew with the model. Delete this line to keep a text of your own. -->"
 
 
@@ -32,14 +35,36 @@ def write_card(model: nn.Module, folder: Path, *, place: Path | None = None) -> 
         (folder / NAME).write_text(render_card(model))
 
 
+def record_evaluation(model: nn.Module, folder: Path, figures: Mapping[str, float]) -> None:
+    """Keep `figures` (name -> value) measured of the saved model in `folder` beside it, and enter them into its card.
+
+    Figures of other names stay. RequestError where the card is not ours to write, or the model is not one of ours.
+    """
+    if getattr(model, "hf_quantizer", None) is None or not replaceable(folder / NAME):
+        raise RequestError(f"{folder / NAME} is no card of mote-quant's: enter the figures by hand")
+    known = _evaluation(folder) | dict(figures)
+    write_atomic(folder / EVALUATION, json.dumps(known, indent=2, sort_keys=True) + "\n")
+    write_atomic(folder / NAME, render_card(model, known))
+
+
+def _evaluation(folder: Path) -> dict[str, float]:
+    path = folder / EVALUATION
+    try:
+        return {str(name): float(value) for name, value in json.loads(path.read_text()).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ArtifactError(f"{path} cannot be read ({type(error).__name__}: {error}); delete it") from error
+
+
 def replaceable(card: Path) -> bool:
     """Whether there is no card yet, or one of ours."""
     return not card.is_file() or MARK in card.read_text(errors="replace")
 
 
-def render_card(model: nn.Module) -> str:
-    """The card as Markdown with a YAML head; the same model gives the same bytes."""
-    return "\n\n".join(_Card.of(model).sections()) + "\n"
+def render_card(model: nn.Module, evaluation: Mapping[str, float] | None = None) -> str:
+    """The card as Markdown with a YAML head; the same model (and figures measured of it since) gives the same bytes."""
+    return "\n\n".join(_Card.of(model, evaluation or {}).sections()) + "\n"
 
 
 @dataclass(frozen=True)
@@ -52,14 +77,15 @@ class _Card:
     made: Mapping[str, Any]
     latent: bool
     tags: Sequence[str]
+    evaluation: Mapping[str, float]
 
     @classmethod
-    def of(cls, model: nn.Module) -> _Card:
+    def of(cls, model: nn.Module, evaluation: Mapping[str, float]) -> _Card:
         config = cast(Any, model).hf_quantizer.quantization_config
         structure = Structure.from_dict(config.structure)
         skeleton = shadow(model, structure)
         tags = tuple(getattr(model, "model_tags", None) or ())
-        return cls(skeleton, structure, weigh(skeleton), config.provenance, config.latent, tags)
+        return cls(skeleton, structure, weigh(skeleton), config.provenance, config.latent, tags, evaluation)
 
     def sections(self) -> Iterator[str]:
         yield self._head()
@@ -70,13 +96,17 @@ class _Card:
         yield "## What it weighs\n\n" + self._weights()
         if self.structure.packed:
             yield "## How weights are stored\n\n" + _table(("role", "format", "layers"), self._formats())
-        if self.made.get("measured"):
-            yield "## Measured\n\n" + _table(("figure", "value"), _figures(self.made["measured"]))
+        if self._measured:
+            yield "## Measured\n\n" + _table(("figure", "value"), _figures(self._measured))
         if self.made.get("recipe"):
             yield f"## Recipe\n\n```yaml\n{self.made['recipe'].strip()}\n```"
         if self.made.get("mote_quant"):
             yield "## Made with\n\n" + _table(("what", "which"), self._versions())
         yield "## Limits\n\n" + "\n".join(f"- {line}" for line in self._limits())
+
+    @property
+    def _measured(self) -> dict[str, float]:
+        return {**self.made.get("measured", {}), **self.evaluation}
 
     def _head(self) -> str:
         base = self.made.get("base_model")
@@ -147,7 +177,7 @@ class _Card:
             yield "Only a process that has imported `mote_quant` can read it; others stop with an error about shapes."
         if self.structure.packed:
             yield "Packed weights do not train: put LoRA adapters on them, or start again from the recipe."
-        if not self.made.get("measured"):
+        if not self._measured:
             yield "Nothing was measured of it that this card could tell."
         yield "Whatever holds for the model it was made from, its license among it, holds for it too."
 

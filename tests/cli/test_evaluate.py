@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,27 @@ def test_on_data_with_router_statistics(mote: Mote, finished: tuple[Any, Path], 
     assert found["data"]["loss"] > 0
     assert found["data"]["routing"]["load_min"] + found["data"]["routing"]["load_max"] == pytest.approx(1)
     assert pico_data == ["pico"]
+
+
+def test_figures_go_into_the_card_when_asked(
+    mote: Mote, finished: tuple[Any, Path], pico_data: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[1], folder)
+    before = (folder / "README.md").read_text()
+    mote("evaluate", folder, "--data", "pico")
+    assert (folder / "README.md").read_text() == before
+    found = json.loads(mote("evaluate", folder, "--data", "pico", "--card", "--json").stdout)
+    assert f"| loss on pico | {found['data']['loss']:.6g} |" in (folder / "README.md").read_text()
+    mote("evaluate", folder, "--data", "pico", "--limit", "2", "--card")
+    card = (folder / "README.md").read_text()
+    assert "| loss on pico (first 2 samples) |" in card
+    assert "| loss on pico |" in card
+    (folder / "README.md").write_text("My own words.")
+    refused = mote("evaluate", folder, "--data", "pico", "--card")
+    assert refused.exit_code == 2
+    assert "enter the figures by hand" in refused.stderr
+    assert (folder / "README.md").read_text() == "My own words."
 
 
 def test_limit_and_tables(mote: Mote, finished: tuple[Any, Path], pico_data: list[str]) -> None:
