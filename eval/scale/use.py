@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -37,7 +38,7 @@ def main() -> None:
     model = load_model(Path(sys.argv[1]))
     rows: dict[str, Any] = {"start": before, "load_seconds": time.monotonic() - started, "loaded": memory()}
     # Loading touches the ends of every tensor, and the system maps some of what lies around them.
-    rows["touched_by_loading"] = fmean(_shares(model).values())
+    rows["touched_by_loading"] = _mean(_shares(model).values())
     release_module(model)
     visited = _watch(model)
     rows["prompts"] = [_prompt(model, given, new, visited) for given, new in PROMPTS]
@@ -81,9 +82,14 @@ def _prompt(model: Any, given: int, new: int, visited: dict[str, set[int]]) -> d
         "tokens": made.shape[1] - given,
         "experts": len(now),
         "visited": len(seen),
-        "resident_of_visited": fmean(now[expert] for expert in seen),
+        "resident_of_visited": _mean([now[expert] for expert in seen]),
         "read_of_others": max((now[expert] for expert in now.keys() - seen), default=0.0),
     }
+
+
+def _mean(shares: Collection[float]) -> float:
+    """0 for a model without experts."""
+    return fmean(shares) if shares else 0.0
 
 
 if __name__ == "__main__":
