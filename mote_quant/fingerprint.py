@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
@@ -15,6 +16,8 @@ from mote_quant.recipe import Recipe
 from mote_quant.recipe.plain import settings
 from mote_quant.recipe.schema import Quantize, Train
 
+_NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "quantization_config", "transformers_version")
+
 
 def fingerprint_of(
     recipe: Recipe,
@@ -23,7 +26,7 @@ def fingerprint_of(
     open_teacher: Callable[[str], nn.Module] = load_model,
     tensors: Iterable[tuple[str, Tensor]] | None = None,
 ) -> dict[str, Any]:
-    """The resolved recipe, the model's weights, the data, and the weights of teachers where there are any.
+    """The resolved recipe, the model's weights and config, the data, and the weights of teachers where there are any.
 
     `tensors` are those of the model's state dict, for who wants a word in how they are read.
     """
@@ -41,9 +44,17 @@ def fingerprint_of(
     return {
         "recipe": values,
         "model": weights_hash(model) if tensors is None else hash_of(tensors),
+        "config": config_hash(model),
         "data": {key: open_data(*source).fingerprint for key, source in sources.items()},
         **taught,
     }
+
+
+def config_hash(model: nn.Module) -> str:
+    """sha256 of what a transformers config says of the model: activation, norms, positions, ..."""
+    values: dict[str, Any] = cast(Any, model).config.to_dict()
+    told = {key: value for key, value in values.items() if key not in _NOT_OF_THE_MODEL}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -6,14 +6,17 @@ DIR/run/recipe.yaml  plan.json  fingerprint.json  journal.jsonl  steps/<n>-<name
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,6 +25,7 @@ from mote_quant.fingerprint import differences
 from mote_quant.hf.integrity import describe, read_manifest, sync, verify_file, write_atomic
 from mote_quant.hf.structure import Structure, rebuild, structure_of
 
+_log = logging.getLogger(__name__)
 _STATE, _DONE = "state", "done.json"
 
 
@@ -38,17 +42,35 @@ class Run:
         run = cls(output)
         known = run.folder / "fingerprint.json"
         try:
-            run.folder.mkdir(parents=True, exist_ok=True)
             if known.exists():
                 _refuse_another(output, _object_in(known), fingerprint)
             else:
                 _refuse_strangers(output)
+                run.folder.mkdir(parents=True, exist_ok=True)
                 write_atomic(known, json.dumps(fingerprint, indent=2))
         except OSError as error:
             raise SaveError(f"{output} cannot be used as an output folder: {error}") from error
         except ValueError as error:
             raise ArtifactError(f"{known} cannot be read ({error}); choose another output folder") from error
         return run
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While open, no other process works in this folder. FingerprintError where one does already."""
+        lock = FileLock(self.folder / "lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise FingerprintError(
+                f"another run is at work in {self.output}: wait for it to end, or choose another --output"
+            ) from error
+        except (OSError, NotImplementedError) as error:
+            # Some network file systems have no locks.
+            _log.debug("%s could not be locked: %s", self.folder, error)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def log(self, event: str, **values: Any) -> None:
         """Add a line to the journal."""
@@ -190,7 +212,7 @@ def _object_in(path: Path) -> dict[str, Any]:
 
 def _refuse_strangers(output: Path) -> None:
     """A folder with somebody else's model in it is not ours to overwrite."""
-    if (output / "config.json").exists():
+    if (output / "config.json").exists() or any(output.glob("*.safetensors")):
         raise FingerprintError(
             f"{output} already holds a model that this command did not make; choose another --output"
         )

@@ -92,14 +92,15 @@ def _apply_to_files(
     fingerprint = fingerprint_of(recipe, model, opener, tensors=read_once(model, options.progress))
     made = provenance(recipe, fingerprint)
     run = Run.open(output, fingerprint)
-    if not run.finished():
-        stream = Stream(model, plan, finished, run.stages, opener, options.progress)
-        _begin(run, plan)
-        notes = stream.run()
-        _stamp(model, made, notes)
-        options.progress.start("saving", 0)
-        _conclude(run, plan, notes, made, stream.save(processor))
-    _clear_up(run, options)
+    with run.alone():
+        if not run.finished():
+            stream = Stream(model, plan, finished, run.stages, opener, options.progress)
+            _begin(run, plan)
+            notes = stream.run()
+            _stamp(model, made, notes)
+            options.progress.start("saving", 0)
+            _conclude(run, plan, notes, made, stream.save(processor))
+        _clear_up(run, options)
     return load_model(output)
 
 
@@ -122,16 +123,17 @@ def _apply_to_model(
     fingerprint = fingerprint_of(loaded, model, opener, partial(open_teacher, student=model, processor=processor))
     made = provenance(loaded, fingerprint)
     run = None if output is None else Run.open(Path(output), fingerprint)
-    if run is not None and run.finished():
-        # The last run may have been killed just before it cleared up.
-        _clear_up(run, options)
-        return _already_done(model, run)
     with _told_whether_changed(model, fingerprint["model"]):
         if run is None:
             _run_steps(model, plan, opener, options, None, made)
-        else:
-            _run_in_folder(model, plan, opener, options, run, made, processor)
-    return model
+            return model
+        with run.alone():
+            if not run.finished():
+                _run_in_folder(model, plan, opener, options, run, made, processor)
+                return model
+            # The last run may have been killed just before it cleared up.
+            _clear_up(run, options)
+            return _already_done(model, run)
 
 
 def _planned(recipe: Recipe, skeleton: nn.Module) -> Plan:

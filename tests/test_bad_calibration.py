@@ -161,7 +161,7 @@ def test_nothing_to_calibrate_with():
 def test_a_data_set_without_rows(monkeypatch):
     kinds = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     made = datasets.Dataset.from_dict({"image": [], "text": []}, features=kinds)
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: made)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: made)
     with pytest.raises(DataError, match="somebody/nothing has no rows"):
         open_source("somebody/nothing", processor=processors.llava())
 

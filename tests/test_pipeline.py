@@ -217,7 +217,7 @@ def test_the_fingerprint_sees_weights_types_and_names():
     assert weights_hash(pico.PICO["llama"]()) == first
     assert len({first, second, weights_hash(pico.PICO["llama"]().to(torch.bfloat16))}) == 3
     given = fingerprint_of(load(RECIPE), model, lambda name, length: source_for(model))
-    assert set(given) == {"recipe", "model", "data"}
+    assert set(given) == {"recipe", "model", "config", "data"}
 
 
 def test_applying_a_recipe_to_its_own_result_is_refused():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mote_quant.errors import ArtifactError
-from mote_quant.hf.verified import known, remember
+from mote_quant.hf.verified import identity, known, remember
 
 _CHUNK = 1 << 22
 _COPY = "copy or build it again"
@@ -69,9 +69,10 @@ def verify_file(path: Path, expected: Mapping[str, Any], advice: str = _COPY) ->
         )
     if known(path, expected["sha256"]):
         return
+    before = identity(path)
     if sha256(path) != expected["sha256"]:
         raise ArtifactError(f"{path} was altered after it was written (its sha256 differs); {advice}")
-    remember(path, expected["sha256"])
+    remember(path, expected["sha256"], before)
 
 
 def sync(path: Path) -> None:

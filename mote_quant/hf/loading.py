@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from mote_quant.errors import ArtifactError, BadWeightsError, ModelError, MoteError
 from mote_quant.hf.skeleton import language_config, model_class, read_config, skeleton_of
 
+_log = logging.getLogger(__name__)
 _PIECE = 1 << 22
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _OTHER_FORMS = ["original/*", "onnx/*", "*/*.safetensors"]
@@ -29,19 +31,22 @@ def load_model(name: str | Path) -> nn.Module:
 
     folder = Path(name)
     local = folder.is_dir()
-    with _as_our_error(name, local):
+    with as_our_error(name, local):
         config = read_config(folder) if local else _hub_config(str(name))
         reader = reader_for(config)
         if reader is not None:
             return ForeignCheckpoint.open(folder if local else downloaded(str(name)), config, reader).load()
-        model: nn.Module = model_class(config).from_pretrained(str(name), dtype="auto")
-        return model
+        model, info = model_class(config).from_pretrained(str(name), dtype="auto", output_loading_info=True)
+        if info["missing_keys"]:
+            # transformers fills them with random numbers and a warning.
+            raise ArtifactError(f"{name} lacks {', '.join(sorted(info['missing_keys']))}; copy or download it again")
+        return cast(nn.Module, model)
 
 
 def folder_of(name: str | Path) -> Path:
     """The folder `name`, or the one that the hub model of that id is kept in (downloaded where it was not)."""
     folder = Path(name)
-    with _as_our_error(name, folder.is_dir()):
+    with as_our_error(name, folder.is_dir()):
         return folder if folder.is_dir() else downloaded(str(name))
 
 
@@ -56,7 +61,7 @@ def skeleton_in(folder: Path) -> nn.Module:
     """What `load_model` would load from `folder`, on the meta device: from its config and the headers of its files."""
     from mote_quant.hf.foreign import ForeignCheckpoint, reader_for
 
-    with _as_our_error(folder, local=True):
+    with as_our_error(folder, local=True):
         config = read_config(folder)
         reader = reader_for(config)
         return skeleton_of(config) if reader is None else ForeignCheckpoint.open(folder, config, reader).skeleton()
@@ -76,7 +81,8 @@ def downloaded(name: str) -> Path:
 
 
 @contextmanager
-def _as_our_error(name: str | Path, local: bool) -> Iterator[None]:
+def as_our_error(name: str | Path, local: bool) -> Iterator[None]:
+    """Whatever goes wrong in opening the model `name` (`local`: a folder) is ArtifactError or ModelError."""
     try:
         yield
     except MoteError:
@@ -95,11 +101,13 @@ def load_processor(name: str) -> Any | None:
     folder = Path(name)
     if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _PROCESSOR_FILES):
         return None  # transformers would make up an empty tokenizer from the config
+    problem = None
     for auto in (AutoProcessor, AutoTokenizer):
         try:
             return auto.from_pretrained(name)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
+        except Exception as error:  # what tokenizers raise is not even an Exception of a kind
+            problem = next(iter(str(error).splitlines()), type(error).__name__)
+    _log.warning("no tokenizer or processor of %s could be read (%s): going on without one", name, problem)
     return None
 
 

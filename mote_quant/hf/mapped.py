@@ -11,7 +11,7 @@ from mote_quant.hf.apart import to_unfuse
 from mote_quant.hf.foreign import reader_for
 from mote_quant.hf.fused import fused_experts
 from mote_quant.hf.load_apart import load_apart
-from mote_quant.hf.loading import load_model, skeleton_in
+from mote_quant.hf.loading import as_our_error, load_model, skeleton_in
 from mote_quant.hf.skeleton import read_config
 from mote_quant.recipe.schema import Bits
 
@@ -29,7 +29,10 @@ def not_mapped_because(folder: Path, bits: Mapping[str, Bits]) -> str | None:
 def load_mapped(folder: Path, bits: Mapping[str, Bits]) -> nn.Module:
     """The model in `folder`, experts that the rules `bits` quantize one by one taken apart already."""
     apart = _apart(folder, bits)
-    return load_apart(folder, apart) if apart else load_model(folder)
+    if not apart:
+        return load_model(folder)
+    with as_our_error(folder, local=True):
+        return load_apart(folder, apart)
 
 
 def _apart(folder: Path, bits: Mapping[str, Bits]) -> list[str]:

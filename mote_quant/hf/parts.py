@@ -19,7 +19,9 @@ INDEX = "model.safetensors.index.json"
 def part_to_save(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
     """The tensors `names` of the state dict under the names that files have them by; of tied ones, one."""
     ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
-    state = remove_tied_weights_from_state_dict(model.state_dict(), cast(Any, model))
+    # Views that are not contiguous (of experts taken apart where they lie) are nobody's ties, and break the search.
+    whole = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_contiguous() or name in names}
+    state = remove_tied_weights_from_state_dict({n: t.contiguous() for n, t in whole.items()}, cast(Any, model))
     part = {name: state[name] for name in names if name in state and name not in ignored}
     saved: dict[str, Tensor] = revert_weight_conversion(cast(Any, model), part)
     return saved

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from mote_quant.errors import ArtifactError, ModelError
@@ -107,6 +108,16 @@ def model_class(config: Any) -> Any:
     raise ModelError(f"{type(config).__name__} is no decoder language model or vision-language model of transformers")
 
 
+def _typed(config: Any, folder: Path) -> Any:
+    """Where a config says nothing of the type of its weights, transformers takes that of the first in the files."""
+    files = sorted(folder.glob("*.safetensors"))
+    if files and not any(getattr(part, "dtype", None) for part in (config, config.get_text_config())):
+        with safe_open(files[0], framework="pt") as file:
+            dtypes = (file.get_tensor(name).dtype for name in file.keys())  # noqa: SIM118 (no mapping)
+            config.dtype = next((dtype for dtype in dtypes if dtype.is_floating_point), None)
+    return config
+
+
 def read_config(folder: Path) -> Any:
     """The transformers config of a model folder; ModelError when there is none or it cannot be read."""
     from transformers import AutoConfig
@@ -119,7 +130,7 @@ def read_config(folder: Path) -> Any:
         # transformers takes this for granted.
         if isinstance(values, dict) and not isinstance(values.get("quantization_config"), dict | None):
             raise ArtifactError(f"{WHERE} cannot be read: expected a mapping; copy or build the model again")
-        return AutoConfig.from_pretrained(str(folder))
+        return _typed(AutoConfig.from_pretrained(str(folder)), folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"{path} cannot be read: {next(iter(str(error).splitlines()), type(error).__name__)}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mote_quant.hf.mapped import not_mapped_because
 from mote_quant.recipe import Recipe
-from mote_quant.recipe.schema import AutoBits, Quantize
+from mote_quant.recipe.schema import AutoBits, FloatBits, Quantize
 
 _PIPELINES = (["quantize"], ["upcycle", "quantize"])
 
@@ -22,7 +22,15 @@ def streamable(recipe: Recipe) -> str | None:
         return "keep_latents keeps the experts of every layer as floats"
     if isinstance(config, Quantize) and config.skip_rate:
         return "skip_rate is set on the finished model"
+    if isinstance(config, Quantize) and config.calibration and _casts(recipe):
+        return "calibration sees all of the model in its types before any of it is cast"
     return None
+
+
+def _casts(recipe: Recipe) -> bool:
+    """Whether a rule gives a float type; routers are in float32 anyway."""
+    floats = {target for target, spec in recipe.bits.items() if isinstance(spec, FloatBits)}
+    return bool(floats - {"router"})
 
 
 def held_because(recipe: Recipe, folder: Path) -> str | None:

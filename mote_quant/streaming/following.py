@@ -26,8 +26,10 @@ class Follower:
         passes: list[Tensor] = []
         recording = record(self._layers, lambda batch: passes.append(probe(model)), 1)
         self._before = passes[0]
-        self._calls = [calls[0] for calls in recording.calls]
-        self.hidden = recording.hidden[0] if recording.chained else None
+        # Some layers (those that look at images) are passed over by tokens alone.
+        followed = recording.chained and all(recording.calls)
+        self._calls = [calls[0] for calls in recording.calls if calls]
+        self.hidden = recording.hidden[0] if followed else None
 
     @torch.no_grad()
     def follow(self, layer: int) -> None:

@@ -126,7 +126,7 @@ def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     now = module._parameters.get(own)
     if now is None:
         module._buffers[own] = tensor
-    elif now.shape != tensor.shape or now.dtype != tensor.dtype:
-        raise ArtifactError(f"{name} in a finished part of the model is not of the type and shape the model has")
+    elif now.shape != tensor.shape:
+        raise ArtifactError(f"{name} in a finished part of the model is not of the shape the model has")
     else:
         now.data = tensor

@@ -6,10 +6,15 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from eval.families.builders.experts import EXPERTS as EXPERTS_OF
+from eval.families.builders.vision import VISION
 from mote_quant import pipeline
 from mote_quant.errors import ArtifactError, FingerprintError, ModelError
 from mote_quant.inspection import inspect
+from mote_quant.journal import Run
+from mote_quant.planning import plan
 from mote_quant.recipe import load
 from mote_quant.streaming import streamable
 from tests import pico
@@ -23,7 +28,7 @@ DENSE = {"name": "dense", "bits": {"ffn": GPTQ, "attention": GPTQ}, "pipeline": 
 HALF = {"name": "half", "bits": {"*": "float16"} | DENSE["bits"], "pipeline": [{"quantize": {}}]}
 MOE = {
     "name": "moe",
-    "bits": {"routed": GPTQ, "head": "int8", "embedding": "float32"},
+    "bits": {"routed": GPTQ, "head": "int8", "router": "float32"},
     "pipeline": [{"upcycle": {"shared": "none", "top_k": 2, "noise": 0.1}}, {"quantize": CALIBRATION}],
 }
 
@@ -122,6 +127,7 @@ def test_a_model_may_change_its_type(tmp_path):
             "auto",
         ),
         ({"quantize": {"keep_latents": True}}, {"ffn": "int8"}, "keep_latents"),
+        ({"quantize": CALIBRATION}, {"ffn": GPTQ, "norm": "bfloat16"}, "before any of it is cast"),
     ],
 )
 def test_what_cannot_be_streamed_says_why(step, bits, said):
@@ -215,6 +221,82 @@ def test_experts_that_a_model_came_with_are_gone_on_with(tmp_path):
     data = source_for(model)
     streamed = resumed(EXPERTS, tmp_path, (2, 3), data=data)
     assert differing(streamed, pipeline.apply(EXPERTS, model, data=data)) == []
+
+
+def test_a_model_that_changes_its_type_is_gone_on_with(tmp_path):
+    recipe = {"name": "half", "bits": {"ffn": "int8", "re:.*": "float16"}, "pipeline": [{"quantize": {}}]}
+    model = pico.PICO["gemma2"](layers=3)
+    model.save_pretrained(tmp_path / "dense")
+    assert differing(resumed(recipe, tmp_path, (1, 3)), pipeline.apply(recipe, model)) == []
+
+
+def test_layers_that_tokens_alone_pass_over(tmp_path):
+    model = VISION["Llama 3.2 Vision"]()
+    model.save_pretrained(tmp_path / "dense")
+    streamed = pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "out")
+    assert differing(streamed, pipeline.apply(RTN, model)) == []
+
+
+@pytest.mark.parametrize("family", ["GPT-OSS", "Llama 4"])
+def test_experts_that_lie_transposed_in_the_file(family, tmp_path):
+    model = EXPERTS_OF[family]()
+    model.save_pretrained(tmp_path / "dense")
+    recipe = {"name": "experts", "bits": {"routed": "int8"}, "pipeline": [{"quantize": {}}]}
+    streamed = pipeline.apply(recipe, tmp_path / "dense", output=tmp_path / "out")
+    assert differing(streamed, pipeline.apply(recipe, model)) == []
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path):
+    pico.PICO["llama"]().save_pretrained(tmp_path / "dense")
+    path = tmp_path / "dense" / "model.safetensors"
+    tensors = load_file(path)
+    tensors.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(ArtifactError, match=r"lacks model\.layers\.1\.mlp\.up_proj\.weight"):
+        pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "out")
+
+
+def test_a_config_that_says_no_type_is_planned_as_the_files_are(tmp_path):
+    model = pico.PICO["llama"]().to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "dense")
+    path = tmp_path / "dense" / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("dtype")
+    path.write_text(json.dumps(config))
+    assert plan(RTN, tmp_path / "dense").result == plan(RTN, model).result
+    streamed = pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "out")
+    assert differing(streamed, pipeline.apply(RTN, model)) == []
+
+
+def test_another_config_is_another_run(tmp_path):
+    pico.PICO["llama"]().save_pretrained(tmp_path / "dense")
+    with pytest.raises(StopError):
+        pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "out", options=pipeline.Options(StopAt(2)))
+    path = tmp_path / "dense" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.1}))
+    with pytest.raises(FingerprintError, match="config was"):
+        pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "out")
+
+
+def test_a_folder_of_other_weights_or_of_a_run_at_work_is_left_alone(tmp_path):
+    pico.PICO["llama"]().save_pretrained(tmp_path / "dense")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model-part.safetensors").write_text("mine")
+    with pytest.raises(FingerprintError, match="did not make"):
+        pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model-part.safetensors"]
+    with pytest.raises(StopError):
+        pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "two", options=pipeline.Options(StopAt(2)))
+    with Run(tmp_path / "two").alone(), pytest.raises(FingerprintError, match="another run is at work"):
+        pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "two")
+    pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "two")
+
+
+def test_a_tokenizer_that_cannot_be_read_is_told(tmp_path, caplog):
+    pico.PICO["llama"]().save_pretrained(tmp_path / "dense")
+    (tmp_path / "dense" / "tokenizer.json").write_text("{broken")
+    pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "out")
+    assert "no tokenizer or processor" in caplog.text
 
 
 @pytest.mark.parametrize("latent", [False, True])
