@@ -26,6 +26,7 @@ from mote_quant.journal import Run
 from mote_quant.planning import Plan, plan_on, skeleton_for
 from mote_quant.provenance import measured, provenance
 from mote_quant.recipe import Recipe, dump, load
+from mote_quant.recipe.schema import trains
 from mote_quant.report import build_report, render_html, render_markdown
 from mote_quant.steps import RUN, Context, Progress, Silent
 from mote_quant.steps.quantize.backends import require
@@ -141,6 +142,8 @@ def _planned(recipe: Recipe, skeleton: nn.Module) -> Plan:
     for spec in plan.formats.values():
         # Now, not when training is over and quantizing begins.
         require(getattr(spec, "backend", "own"))
+    if plan.layouts and not plan.trained and any(trains(spec) for spec in plan.formats.values()):
+        _log.warning("no step trains the routed experts: they are copies of the dense network, rounded; expect little")
     return plan
 
 

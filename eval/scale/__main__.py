@@ -1,8 +1,8 @@
 """Convert a checkpoint of a real shape with random weights, and run it: `python -m eval.scale Qwen2.5-3B --work DIR`.
 
 Writes the checkpoint, runs `mote-quant apply` on it and then a fresh process that loads what came out, each watched
-from outside for its peak resident memory. Figures go to eval/results/scale.json. DIR needs some 1.6 times the
-checkpoint.
+from outside for its peak resident memory. Figures go to DIR/scale.json, with --record to eval/results/scale.json. DIR
+needs some 1.6 times the checkpoint.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
         "convert": converting,
         "use": {**json.loads(using.pop("stdout").splitlines()[-1]), **using},
     }
-    _keep(row)
+    _keep(row, RESULTS if arguments.record else Path(arguments.work) / RESULTS.name)
     _say(row)
 
 
@@ -56,6 +56,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", default="mote", choices=sorted(path.stem for path in RECIPES.glob("*.yaml")))
     parser.add_argument("--layers", type=int, help="only so many layers of it")
     parser.add_argument("--work", required=True, help="where checkpoints go")
+    parser.add_argument("--record", action="store_true", help="keep the figures in eval/results")
     return parser.parse_args()
 
 
@@ -71,11 +72,11 @@ def _watched(module: list[str]) -> dict[str, Any]:
     return {"seconds": time.monotonic() - started, "peak_bytes": 1024 * usage.ru_maxrss, "stdout": printed}
 
 
-def _keep(row: dict[str, Any]) -> None:
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+def _keep(row: dict[str, Any], path: Path) -> None:
+    known = json.loads(path.read_text()) if path.exists() else []
     same = ("shape", "layers", "recipe")
     rows = [other for other in known if any(other[key] != row[key] for key in same)]
-    RESULTS.write_text(json.dumps([*rows, row], indent=2) + "\n")
+    path.write_text(json.dumps([*rows, row], indent=2) + "\n")
 
 
 def _say(row: dict[str, Any]) -> None:
@@ -95,7 +96,7 @@ def _line(prompt: dict[str, Any]) -> str:
     return (
         f"after {prompt['given']} tokens and {prompt['tokens']} new ones in {prompt['seconds']:.1f} s: "
         f"resident {_gib(prompt['resident'])}, {prompt['visited']} of {prompt['experts']} experts visited, "
-        f"{prompt['read_of_others']:.1%} of any other read"
+        f"at most {prompt['read_of_others']:.1%} of any other read"
     )
 
 
