@@ -174,7 +174,10 @@ class _Card:
 
     def _limits(self) -> Iterator[str]:
         if self.structure.packed or self.structure.layouts:
-            yield "Only a process that has imported `mote_quant` can read it; others stop with an error about shapes."
+            yield (
+                "Only a process that has imported `mote_quant` can read it. Others stop: "
+                "`Unknown quantization type, got mote`, then an error about shapes. Import it; never pass `ignore_mismatched_sizes`."
+            )
         if self.structure.packed:
             yield "Packed weights do not train: put LoRA adapters on them, or start again from the recipe."
         if not self._measured:

@@ -159,12 +159,16 @@ def as_save_error(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SaveError(f"{target} could not be written: {error}. Whatever was there before is untouched") from error
+        raise SaveError(
+            f"{target} could not be written: {error}. Whatever was there before is untouched; mend that and repeat"
+        ) from error
     except Exception as error:
         # safetensors reports a full disk in an exception of its own.
         if "SafetensorError" not in type(error).__name__:
             raise
-        raise SaveError(f"{target} could not be written: {error}. Whatever was there before is untouched") from error
+        raise SaveError(
+            f"{target} could not be written: {error}. Whatever was there before is untouched; mend that and repeat"
+        ) from error
 
 
 def write_whole(target: Path, *saves: Callable[[Path], Any]) -> list[str]:
