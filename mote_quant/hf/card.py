@@ -176,7 +176,8 @@ class _Card:
         if self.structure.packed or self.structure.layouts:
             yield (
                 "Only a process that has imported `mote_quant` can read it. Others stop: "
-                "`Unknown quantization type, got mote`, then an error about shapes. Import it; never pass `ignore_mismatched_sizes`."
+                "`Unknown quantization type, got mote`, then an error about shapes. Import it; never pass "
+                "`ignore_mismatched_sizes`."
             )
         if self.structure.packed:
             yield "Packed weights do not train: put LoRA adapters on them, or start again from the recipe."
