@@ -63,6 +63,12 @@ def inspect(folder: str | Path) -> dict[str, Any]:
     }
 
 
+def made_elsewhere(folder: Path) -> bool:
+    """Whether nothing in `folder` shows the hand of this package, nor that of another quantizer."""
+    config = read_config(folder)
+    return foreign_method(config) is None and stored_config(config) is None and not (folder / "run").is_dir()
+
+
 def _router_statistics(folder: Path) -> dict[str, Any]:
     """Expert load, balance and routing entropy at the end of training, from the run's report; empty without one."""
     report = folder / "run" / "report.json"

@@ -24,6 +24,7 @@ from mote_quant.hf.saving import save_model, stored_bytes
 from mote_quant.hf.teacher import open_teacher
 from mote_quant.journal import Run
 from mote_quant.planning import Plan, plan_on, skeleton_for
+from mote_quant.progress import NOTICE
 from mote_quant.provenance import measured, provenance
 from mote_quant.recipe import Recipe, dump, load
 from mote_quant.recipe.schema import trains
@@ -209,6 +210,7 @@ def _run_steps(
     if run is not None and first:
         notes = run.restore_state(first - 1, names[first - 1], model)
         run.log("resumed", step=first)
+        _log.log(NOTICE, "going on after step %d of %d", first, len(steps))
     for index in range(first, len(steps)):
         folder = None if run is None else run.step_folder(index, names[index])
         context = Context(plan.recipe.seed, plan.layouts, plan.formats, opener, folder, options.progress)

@@ -15,7 +15,8 @@ from torch import nn
 
 from mote_quant.anatomy.coverage import Row, assign_bits, coverage
 from mote_quant.data.embedded import embedded
-from mote_quant.errors import RequestError
+from mote_quant.data.opener import context_of, too_long
+from mote_quant.errors import DataError, RequestError
 from mote_quant.hf.apart import to_train, to_unfuse
 from mote_quant.hf.latents import make_latent
 from mote_quant.hf.structure import empty_packed, replace_module
@@ -80,10 +81,31 @@ class Plan:
 def plan(recipe: str | Path | Mapping[str, Any] | Recipe, model: Any = None) -> Plan:
     """Plan `recipe` for `model`: a model, a config, a folder, or the name of shipped facts (None: the recipe's own).
 
-    Raises RequestError branches: RecipeError, TargetError, FormatError, ModelError.
+    Raises RequestError branches: RecipeError, TargetError, FormatError, ModelError, DataError.
     """
     loaded = load(recipe)
-    return plan_on(loaded, skeleton_for(loaded.model if model is None else model))
+    skeleton = skeleton_for(loaded.model if model is None else model)
+    check_lengths(loaded, skeleton)
+    return plan_on(loaded, skeleton)
+
+
+def check_lengths(recipe: Recipe, model: nn.Module) -> None:
+    """DataError naming each `max_length` of the recipe that is more than `model` can take, and what to say instead.
+
+    Not for a run whose data is a Source: those are not cut.
+    """
+    context, wrong = context_of(model), []
+    for index, step in enumerate(recipe.pipeline):
+        if isinstance(step.config, Train):
+            key, length = f"pipeline.{index}.train.max_length", step.config.max_length
+        elif isinstance(step.config, Quantize) and step.config.calibration is not None:
+            key, length = f"pipeline.{index}.quantize.calibration.max_length", step.config.calibration.max_length
+        else:
+            continue
+        if (why := too_long(length, context)) is not None:
+            wrong.append(f"{key}: {why}; say --set {key}={context}")
+    if wrong:
+        raise DataError("\n".join(wrong))
 
 
 def skeleton_for(model: Any) -> nn.Module:

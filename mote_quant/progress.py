@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
+
+NOTICE = (logging.INFO + logging.WARNING) // 2
+"""The log level of what whoever watches a run should know, and that is nothing to worry about."""
 
 
 class Bytes(int):

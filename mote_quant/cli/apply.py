@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mote_quant.cli.estimate import check_room, prepare
+from mote_quant.cli.estimate import check_room, is_complete, prepare
 from mote_quant.cli.options import (
     DataOption,
     JsonOption,
@@ -35,7 +35,7 @@ def apply(
     data: DataOption = None,
     overrides: SetOption = None,
     keep_steps: Annotated[bool, typer.Option("--keep-steps", help="Keep the checkpoint of every step.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the plan; write and load nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the plan and the estimate.")] = False,
     times: TimesOption = True,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -70,8 +70,11 @@ def apply(
         check_data(loaded, data)
         opened, processor = to_open(name, loaded, recipe, model is not None, quiet)
         session.output = folder
+        complete = is_complete(folder)
         options = pipeline.Options(progress=progress, keep_steps=keep_steps)
         pipeline.apply(loaded, opened, processor=processor, data=data, output=folder, options=options)
+    if complete and not quiet:
+        typer.echo(f"{folder} is complete already; nothing to do", err=True)
     _report(session.output, quiet, as_json)
 
 

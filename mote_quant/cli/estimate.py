@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,16 +27,23 @@ def prepare(recipe: Recipe, model: str, output: Path, timed: bool) -> tuple[Plan
     from mote_quant.cli.models import to_plan
 
     skeleton = planning.skeleton_for(to_plan(model))
+    planning.check_lengths(recipe, skeleton)
     planned = planning.plan_on(recipe, skeleton)
     return planned, estimate_for(planned, skeleton, model, output, timed)
 
 
 def estimate_for(planned: Plan, skeleton: nn.Module, model: str, output: Path, timed: bool) -> Estimate:
     """The estimate of carrying out `planned` on this machine; `skeleton` as planning left it."""
-    from mote_quant.estimate import estimate, measure_rates, this_machine
+    from mote_quant.estimate import estimate, measure_rates, this_machine, written
 
     rates = measure_rates(Path(model), output) if timed else None
-    return estimate(planned, skeleton, this_machine(output), rates, _held_because(planned, model))
+    found = estimate(planned, skeleton, this_machine(output), rates, _held_because(planned, model))
+    return replace(found, there=found.disk.running if is_complete(output) else written(output))
+
+
+def is_complete(output: Path) -> bool:
+    """Whether a run in `output` says that it is done."""
+    return (output / "run" / "done.json").is_file()
 
 
 def _held_because(planned: Plan, model: str) -> str | None:
@@ -51,10 +59,9 @@ def _held_because(planned: Plan, model: str) -> str | None:
 
 def check_room(estimate: Estimate, output: Path, quiet: bool) -> None:
     """RequestError where the disk is too small; a warning on stderr where memory probably is."""
-    from mote_quant.estimate import require_room, written
+    from mote_quant.estimate import require_room
 
-    if not (output / "run" / "done.json").is_file():
-        require_room(estimate, output, written(output))
+    require_room(estimate, output)
     for warning in () if quiet else estimate.warnings():
         typer.echo(f"warning: {warning}", err=True)
 

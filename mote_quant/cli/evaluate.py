@@ -23,7 +23,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Measure on the test split of this data: a name, a file or a datasets id.",
+            help="Measure on all of this file, folder or id@split, or on the test split of a name or datasets id.",
             autocompletion=completion.data,
         ),
     ] = None,
@@ -44,6 +44,7 @@ def evaluate(
     \b
     Examples:
       mote-quant evaluate runs/mote --data stdlib-text
+      mote-quant evaluate runs/mote --data test.jsonl
       mote-quant evaluate runs/mote --tasks stdlib_next_line,stdlib_passages --limit 100 --json
     """
     with watching(context.obj):
@@ -94,18 +95,23 @@ def _for_card(found: dict[str, Any], limit: int | None) -> dict[str, float]:
 
 
 def _on_data(model: Any, processor: Any, name: str, limit: int | None) -> dict[str, Any]:
+    from mote_quant.data import set_apart
     from mote_quant.data.opener import opener_for
+    from mote_quant.data.source import whole
     from mote_quant.evaluate import evaluate as measure
     from mote_quant.evaluate.routing import routing
 
     source = opener_for(model, processor=processor)(name, None)
-    return {"name": name, **measure(model, source, limit=limit), "routing": routing(model, source, limit=limit)}
+    source, split = (whole(source), "all") if set_apart(name) else (source, "test")
+    figures = measure(model, source, limit=limit)
+    return {"name": name, "split": split, **figures, "routing": routing(model, source, limit=limit)}
 
 
 def _tables(found: dict[str, Any]) -> Iterator[Table]:
     if found["data"] is not None:
         figures = {key: value for key, value in found["data"].items() if isinstance(value, float)}
-        yield f"On held-out {found['data']['name']}", ["metric", "value"], _rows(figures)
+        held_out = "held-out " if found["data"]["split"] == "test" else ""
+        yield f"On {held_out}{found['data']['name']}", ["metric", "value"], _rows(figures)
         yield "Routers, mean over the layers", ["figure", "value"], _rows(found["data"]["routing"])
     yield "Tasks", ["task and metric", "value"], _rows(found["tasks"])
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mote_quant.cli.options import JsonOption
-from mote_quant.cli.output import Table, print_json, print_tables
+from mote_quant.cli.output import Table, print_json, print_lines, print_tables
 from mote_quant.cli.progress import watching
 from mote_quant.cli.session import guarded
 from mote_quant.errors import RequestError
@@ -48,6 +48,18 @@ def inspect(
         print_json(found)
     else:
         print_tables([*(inspection_tables(found) if folder else ()), *(kernel_tables(found) if kernels else ())])
+        print_lines(_notes(folder, found) if folder else ())
+
+
+def _notes(folder: Path, found: dict[str, Any]) -> Iterator[str]:
+    from mote_quant.inspection import made_elsewhere
+
+    if made_elsewhere(folder):
+        kind = "mixture" if "routed" in found["roles"] else "dense model"
+        yield (
+            f"{folder} is a {kind} that mote-quant did not make; `mote-quant plan RECIPE --model {folder}` says what "
+            "it would become"
+        )
 
 
 def inspection_tables(found: dict[str, Any]) -> Iterator[Table]:

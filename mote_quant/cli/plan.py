@@ -97,6 +97,7 @@ def _planned(
     name = model_name(loaded, model)
     skeleton = planning.skeleton_for(to_plan(name))
     budgets, run = budgets_for(wish.budgets, skeleton), run_for(skeleton, wish.context, wish.sequences)
+    planning.check_lengths(loaded, skeleton)
     planned = planning.plan_on(loaded, skeleton)
     room = room_for(planned, budgets, wish.accounting, run) if budgets or run else None
     estimate = estimate_for(planned, skeleton, name, Path("runs") / loaded.name, times)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from mote_quant.cli.display import Display, Hidden, Lines, Live
+from mote_quant.progress import NOTICE
 
 if TYPE_CHECKING:
     from mote_quant.cli.session import Session
@@ -22,7 +23,7 @@ def watching(session: Session, quiet: bool = False) -> Iterator[Display]:
     """Inside, our logs and progress reach stderr as the user wants them; other libraries and warnings are silent."""
     console = Console(stderr=True)
     display: Display = Hidden() if quiet else Live(console) if console.is_terminal else Lines(console)
-    level = logging.INFO if session.verbose else logging.ERROR if quiet else logging.WARNING
+    level = logging.INFO if session.verbose else logging.ERROR if quiet else NOTICE
     with ExitStack() as stack:
         stack.enter_context(_logs(RichHandler(console=console, show_path=False, markup=False), level))
         stack.enter_context(_transformers_silent())
@@ -39,6 +40,7 @@ def watching(session: Session, quiet: bool = False) -> Iterator[Display]:
 def _logs(handler: logging.Handler, level: int) -> Iterator[None]:
     logger = logging.getLogger("mote_quant")
     before = logger.level
+    logging.addLevelName(NOTICE, "NOTICE")
     logger.addHandler(handler)
     logger.setLevel(level)
     try:

@@ -11,7 +11,7 @@ from mote_quant.data.source import Sample, Source
 from mote_quant.errors import DataError
 from mote_quant.recipe.near import did_you_mean
 
-__all__ = ["Sample", "Source", "check_there", "open_source"]
+__all__ = ["Sample", "Source", "check_there", "open_source", "set_apart"]
 
 Opener = Callable[[Any, int | None, int], Source]
 
@@ -33,6 +33,14 @@ def open_source(name: str, *, processor: Any = None, max_length: int | None = No
     from mote_quant.data.hub import open_dataset
 
     return open_dataset(name, processor, max_length)
+
+
+def set_apart(name: str) -> bool:
+    """Whether somebody who names `name` to measure on set it apart for that: a place here, or a split (`id@split`).
+
+    Embedded sources and ids without a split are what a model may have been trained on, and have a test split.
+    """
+    return name not in _EMBEDDED and (_is_path(name) or "@" in name)
 
 
 def check_there(name: str) -> None:

@@ -45,6 +45,11 @@ def split(samples: list[Sample]) -> dict[str, list[Sample]]:
     return {"train": samples[:cut], "validation": samples[cut : cut + held], "test": samples[cut + held :]}
 
 
+def whole(source: Source) -> Source:
+    """`source` with all of its samples, in their order, as the test split."""
+    return replace(source, test=[*source.train, *source.validation, *source.test])
+
+
 def within(source: Source, context: int | None = None, vocabulary: int | None = None) -> Source:
     """`source` with batches that are refused (DataError) beyond `context` tokens, or `vocabulary` different ones."""
 

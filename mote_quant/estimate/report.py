@@ -36,13 +36,17 @@ class Disk:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take. `streamed`: layer by layer; else `why_not` says what stands against that."""
+    """What a run will take. `streamed`: layer by layer; else `why_not` says what stands against that.
+
+    `there`: bytes of what it writes that lie in the output folder already.
+    """
 
     parts: tuple[Part, ...]
     disk: Disk
     machine: Machine
     rates: Rates | None
     why_not: str | None
+    there: int = 0
 
     @property
     def streamed(self) -> bool:
@@ -65,12 +69,18 @@ class Estimate:
         known = [part.seconds for part in self.parts if part.seconds is not None]
         return (sum(low for low, _ in known), sum(high for _, high in known)) if known else None
 
+    @property
+    def to_write(self) -> int:
+        """Bytes that the disk has to have free."""
+        return max(self.disk.running - self.there, 0)
+
     def warnings(self) -> list[str]:
         """What will probably not go well on this machine."""
         machine = self.machine
         return [
             f"this run needs about {human_bytes(needed)} of {what}, {human_bytes(free)} is free: {advice}"
             for needed, free, what, advice in (
+                (self.to_write, machine.free_disk, "disk", _MORE_DISK),
                 (self.peak, machine.free_memory, "memory", _LESS_MEMORY),
                 (self.accelerator_peak, machine.accelerator_free, f"memory on {machine.accelerator}", _LESS_MEMORY),
             )
@@ -93,15 +103,16 @@ class Estimate:
         }
 
 
+_MORE_DISK = "`mote-quant apply` would refuse it. Free space, or name an --output elsewhere"
 _LESS_MEMORY = (
     "it may be killed. A smaller train.batch_size or max_length, fewer experts, a smaller calibration.batch_size or "
     "another machine would help"
 )
 
 
-def require_room(estimate: Estimate, output: Path, there: int = 0) -> None:
-    """RequestError where the disk cannot hold what the run writes; `there` bytes of it lie in `output` already."""
-    free, needed = estimate.machine.free_disk, estimate.disk.running - there
+def require_room(estimate: Estimate, output: Path) -> None:
+    """RequestError where the disk cannot hold what the run writes into `output`."""
+    free, needed = estimate.machine.free_disk, estimate.to_write
     if free is not None and needed > free:
         raise RequestError(
             f"{output} lies on a disk with {human_bytes(free)} free, and this run writes {human_bytes(needed)} there "

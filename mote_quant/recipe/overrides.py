@@ -32,6 +32,7 @@ def override(recipe: Node, settings: Sequence[str]) -> tuple[Node, list[Problem]
             keys, text = _split(setting, place)
             value, flaws = parse(text, _always(place))
             problems += [replace(flaw, path=(*keys, *flaw.path)) for flaw in flaws]
+            _refuse_a_step(recipe, keys, place)
             recipe = _set(recipe, (), keys, value or Node(None, place))
         except UnusableError as error:
             problems.append(error.problem)
@@ -54,6 +55,20 @@ def _split(setting: str, place: Place) -> tuple[list[str], str]:
     if keys[0] == "extends":
         raise UnusableError(place, "extends belongs in a file; it cannot be set from outside")
     return keys, setting[at + 1 :]
+
+
+def _refuse_a_step(recipe: Node, keys: Sequence[str], place: Place) -> None:
+    """`train.steps` for `pipeline.1.train.steps` is a likely slip: verbs stand in the pipeline, not at the top."""
+    pipeline = recipe.child("pipeline")
+    if pipeline is not None and recipe.child(keys[0]) is None and (places := _holders(pipeline, keys[0])):
+        meant = " or ".join(".".join(["pipeline", str(index), *keys]) for index in places)
+        raise UnusableError(place, f"unknown key; did you mean {meant}?", (keys[0],))
+
+
+def _holders(items: Node, key: str) -> list[int]:
+    """Which entries have `key`; none of what is no list."""
+    entries = items.value if isinstance(items.value, list) else []
+    return [index for index, entry in enumerate(entries) if entry.child(key) is not None]
 
 
 def _set(node: Node, path: Location, keys: Sequence[str], value: Node) -> Node:
@@ -81,7 +96,7 @@ def _index(items: Node, path: Location, key: str, place: Place) -> int:
     entries: list[Node] = items.value
     if re.fullmatch("[0-9]{1,6}", key) and int(key) < len(entries):
         return int(key)
-    holders = [f"{written(path)}.{index}.{key}" for index, entry in enumerate(entries) if entry.child(key) is not None]
+    holders = [f"{written(path)}.{index}.{key}" for index in _holders(items, key)]
     hint = f"; did you mean {' or '.join(holders)}?" if holders else ""
     span = f"entries 0 to {len(entries) - 1}" if entries else "no entries"
     raise UnusableError(place, f"is a list with {span}; it has no {key}{hint}", path)

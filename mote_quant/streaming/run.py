@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from mote_quant.hf.parts import save_config
 from mote_quant.hf.saving import as_save_error, write_whole
 from mote_quant.hf.structure import structure_of
 from mote_quant.planning import Plan
+from mote_quant.progress import NOTICE
 from mote_quant.recipe.schema import CodebookBits, IntegerBits, Quantize, Upcycle, trains
 from mote_quant.steps.base import Context, Progress, Silent
 from mote_quant.steps.quantize.calibrate import Calibrated, calibrate
@@ -33,6 +35,8 @@ from mote_quant.steps.upcycle.preservation import Receipt
 from mote_quant.streaming.conveyor import Conveyor
 from mote_quant.streaming.paging import layer_by_layer, release_module, releasing
 from mote_quant.streaming.shards import Shards
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -85,6 +89,9 @@ class Stream:
         # Up-cycled and quantized together, there is no model between the two to compare with.
         comparable = self._quantize.measure != "none" and data.held_out and not self.plan.layouts
         reference = Reference(self.model, data.held_out) if comparable else None
+        done = conveyor.shards.finished()
+        if done:
+            _log.log(NOTICE, "going on after stage %d of %d", done, self._count)
         self.progress.start("streaming", self._count)
         engine = Engine(self.model, data, self._quantize, Silent(), conveyor, conveyor.notes, conveyor.dense)
         engine.quantize(self._specs())

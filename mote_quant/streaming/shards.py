@@ -41,6 +41,10 @@ class Shards:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def finished(self) -> int:
+        """How many stages need not be done again."""
+        return len(list(self.folder.glob(f"*.{_RECORD}")))
+
     def record(self, stage: int) -> Record | None:
         """What is known of a stage; None when it is not finished. ArtifactError for one that was damaged since."""
         path = self._path(stage, _RECORD)

@@ -67,6 +67,9 @@ def test_an_interrupted_run_says_how_to_go_on_and_then_ends_in_the_same_bits(
     resumed = mote(*command)
     assert resumed.exit_code == 0, resumed.stderr
     assert "training 2/4" not in resumed.stderr
+    assert "going on after step 2 of 4" in resumed.stderr
+    assert "going on" not in stopped.stderr
+    assert "complete already" not in resumed.stderr
     assert weights(out) == weights(finished[1])
     report = json.loads(resumed.stdout)
     assert report == json.loads((out / "run" / "report.json").read_text())
@@ -86,6 +89,7 @@ def test_a_finished_run_is_left_as_it_is(finished: tuple[Any, Path], mote: Mote,
     assert again.exit_code == 0, again.stderr
     assert "What was done" in again.stdout
     assert "training" not in again.stderr
+    assert f"{out} is complete already; nothing to do" in again.stderr.splitlines()
     another = mote("apply", recipe, "-m", model, "-o", out, "--set", "seed=4")
     assert another.exit_code == 2
     assert "seed was 3, is now 4" in another.stderr
@@ -186,6 +190,8 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
     result = mote("apply", recipe, "-m", model, "-o", tmp_path / "out", "--no-times")
     assert result.exit_code == 2
     assert "1000 B free" in result.stderr
+    planned = mote("plan", recipe, "-m", model, "--no-times").stdout
+    assert "1000 B is free: `mote-quant apply` would refuse it" in planned
     assert "Run the same command again" not in result.stderr
     assert not (tmp_path / "out").exists()
 
@@ -194,7 +200,9 @@ def test_a_finished_run_needs_no_room(
     finished: tuple[Any, Path], mote: Mote, recipe: str, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_a_machine(monkeypatch, free_disk=0)
-    assert mote("apply", recipe, "-m", model, "-o", finished[1], "-q").exit_code == 0
+    again = mote("apply", recipe, "-m", model, "-o", finished[1], "-q")
+    assert (again.exit_code, again.stdout, again.stderr) == (0, "", "")
+    assert "Careful" not in mote("apply", recipe, "-m", model, "-o", finished[1]).stdout
 
 
 def test_too_little_memory_is_a_warning(

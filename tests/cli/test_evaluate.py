@@ -30,7 +30,7 @@ def test_on_data_with_router_statistics(mote: Mote, finished: tuple[Any, Path], 
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["tasks"] == {}
-    assert found["data"]["name"] == "pico"
+    assert (found["data"]["name"], found["data"]["split"]) == ("pico", "test")
     assert found["data"]["loss"] > 0
     assert found["data"]["routing"]["load_min"] + found["data"]["routing"]["load_max"] == pytest.approx(1)
     assert pico_data == ["pico"]
@@ -71,6 +71,21 @@ def test_on_tasks(mote: Mote, reader: Path) -> None:
     assert found["data"] is None
     assert found["tasks"]["stdlib_next_line.samples"] == found["tasks"]["stdlib_passages.samples"] == 3
     assert found["tasks"]["stdlib_passages.bits_per_byte"] > 0
+
+
+def test_a_file_of_any_size_is_measured_whole(mote: Mote, reader: Path, tmp_path: Path) -> None:
+    tokens = []
+    for count in (1, 40):
+        (tmp_path / "test.jsonl").write_text('{"prompt": "1 + 1 =", "completion": " 2"}\n' * count)
+        result = mote("evaluate", reader, "--data", tmp_path / "test.jsonl", "--json")
+        assert result.exit_code == 0, result.stderr
+        found = json.loads(result.stdout)["data"]
+        assert found["split"] == "all"
+        tokens.append(found["tokens"])
+    assert tokens[1] == 40 * tokens[0] > 0
+    shown = mote("evaluate", reader, "--data", tmp_path / "test.jsonl", "--limit", "1").stdout
+    assert shown.startswith("On ")
+    assert "held-out" not in shown
 
 
 def test_requests_that_cannot_be_met(mote: Mote, finished: tuple[Any, Path], tmp_path: Path) -> None:

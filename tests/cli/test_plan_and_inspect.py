@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig
 
 import mote_quant
 
@@ -79,6 +80,26 @@ def test_settings_change_the_plan(mote: Mote, recipe: str, model: str) -> None:
     assert 2 * changed["routed"]["parameters"] == 3 * plain["routed"]["parameters"]
 
 
+def test_more_tokens_than_the_model_takes_are_refused_before_anything_is_opened(
+    mote: Mote, tmp_path: Path, recipe: str, model: str
+) -> None:
+    train = "pipeline.1.train.max_length"
+    calibration = "pipeline.2.quantize.calibration"
+    context = LlamaConfig.from_pretrained(model).max_position_embeddings
+    long = ["--set", f"{train}={context + 1}"]
+    long += ["--set", f"pipeline.2={{quantize: {{calibration: {{data: absent.txt, max_length: {context + 2}}}}}}}"]
+    why = f"is more than the {context} tokens this model can take; say --set"
+    said = [f"{train}: {context + 1} {why} {train}={context}"]
+    said.append(said[0].replace(train, f"{calibration}.max_length").replace(str(context + 1), str(context + 2)))
+    for command in (["plan"], ["apply", "-o", tmp_path / "out"]):
+        result = mote(*command, recipe, "-m", model, *long)
+        assert result.exit_code == 2
+        assert result.stderr.splitlines() == [f"error: {line}" for line in said]
+    assert not (tmp_path / "out").exists()
+    fits = [part.replace(f"{context + 1}", f"{context}").replace(f"{context + 2}", f"{context}") for part in long]
+    assert mote("plan", recipe, "-m", model, *fits).exit_code == 0
+
+
 def test_inspect_as_json(mote: Mote, finished: tuple[Any, Path]) -> None:
     result = mote("inspect", finished[1], "--json")
     assert result.exit_code == 0, result.stderr
@@ -120,6 +141,12 @@ def test_inspect_a_dense_model_too(mote: Mote, model: str) -> None:
     result = mote("inspect", model, "--json")
     assert result.exit_code == 0, result.stderr
     assert "ffn" in json.loads(result.stdout)["roles"]
+
+
+def test_inspect_says_that_we_did_not_make_a_model(mote: Mote, finished: tuple[Any, Path], model: str) -> None:
+    note = "is a dense model that mote-quant did not make; `mote-quant plan RECIPE --model"
+    assert f"{model} {note} {model}` says what it would become" in mote("inspect", model).stdout
+    assert "did not make" not in mote("inspect", finished[1]).stdout
 
 
 def test_inspect_refuses_a_file_that_was_cut_short(mote: Mote, finished: tuple[Any, Path]) -> None:

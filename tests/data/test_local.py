@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
 from transformers import ByT5Tokenizer
 
-from mote_quant.data import open_source, text
-from mote_quant.data.source import IGNORED, split, within
+from mote_quant.data import open_source, set_apart, text
+from mote_quant.data.opener import opener_for
+from mote_quant.data.source import IGNORED, split, whole, within
 from mote_quant.data.stdlib_text.processor import build_processor
 from mote_quant.errors import DataError
+from tests import pico
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +180,37 @@ def test_a_token_the_model_does_not_have_is_refused(tmp_path, tokenizer):
     within(source, vocabulary=largest + 1).collate(source.train)
     with pytest.raises(DataError, match=f"number {largest}, this model has {largest}"):
         within(source, vocabulary=largest).collate(source.train)
+
+
+@pytest.mark.parametrize(
+    ("name", "apart"),
+    [
+        ("test.jsonl", True),
+        ("./anywhere", True),
+        ("owner/name:config@test", True),
+        ("owner/name", False),
+        ("stdlib-text", False),
+    ],
+)
+def test_what_was_set_apart_to_measure_on(name, apart):
+    assert set_apart(name) == apart
+
+
+def test_a_whole_source_is_measured_in_the_order_of_its_file(tmp_path, tokenizer):
+    name = rows(tmp_path / "a.jsonl", *({"prompt": f"{n} is", "completion": f" {n}"} for n in range(40)))
+    source = open_source(name, processor=tokenizer, max_length=16)
+    assert len(source.test) == 2
+    one_by_one = [source.collate([sample])["labels"] for sample in whole(source).test]
+    assert len({str(labels) for labels in one_by_one}) == len(one_by_one) == 40
+    assert [str(one_by_one[-1])] == [str(source.collate([source.test[-1]])["labels"])]
+
+
+@pytest.mark.parametrize(("context", "length"), [(64, 64), (131072, 512)])
+def test_without_a_length_samples_are_as_long_as_the_model_takes_and_512_at_most(tmp_path, tokenizer, context, length):
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"word{i} " for i in range(2000)))
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = 10**30
+    opener = opener_for(pico.PICO["llama"](max_position_embeddings=context), processor=tokenizer)
+    assert {len(sample["input_ids"]) for sample in opener(str(path), None).train} == {length}
+    assert len(opener(str(path), 32).train[0]["input_ids"]) == 32

@@ -188,7 +188,11 @@ def test_too_little_disk_is_refused(tmp_path: Path) -> None:
     found = told(replace(MACHINE, free_disk=1000))
     with pytest.raises(RequestError, match=r"1000 B free.*checkpoints"):
         require_room(found, tmp_path)
-    require_room(found, tmp_path, there=found.disk.running - 1000)
+    (warning,) = found.warnings()
+    assert "of disk, 1000 B is free" in warning
+    nearly = replace(found, there=found.disk.running - 1000)
+    require_room(nearly, tmp_path)
+    assert nearly.warnings() == []
     require_room(told(replace(MACHINE, free_disk=None)), tmp_path)
 
 

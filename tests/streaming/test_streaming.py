@@ -15,6 +15,7 @@ from mote_quant.errors import ArtifactError, FingerprintError, ModelError
 from mote_quant.inspection import inspect
 from mote_quant.journal import Run
 from mote_quant.planning import plan
+from mote_quant.progress import NOTICE
 from mote_quant.recipe import load
 from mote_quant.streaming import streamable
 from tests import pico
@@ -188,7 +189,7 @@ class StopAt:
             raise StopError
 
 
-def test_a_damaged_stage_is_named_and_redone_once_deleted(tmp_path):
+def test_a_damaged_stage_is_named_and_redone_once_deleted(tmp_path, caplog):
     model = pico.PICO["llama"](layers=3)
     model.save_pretrained(tmp_path / "dense")
     with pytest.raises(StopError):
@@ -200,7 +201,9 @@ def test_a_damaged_stage_is_named_and_redone_once_deleted(tmp_path):
     with pytest.raises(ArtifactError, match=r"altered.*delete .*0001.json"):
         pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "out")
     (stages / "0001.json").unlink()
+    caplog.set_level(NOTICE)
     resumed = pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "out")
+    assert "going on after stage 2 of 5" in caplog.text
     # What comes after it was drawn from the state of its record.
     assert differing(resumed, pipeline.apply(RTN, model)) == []
 

@@ -22,6 +22,7 @@ from mote_quant.hf.latents import make_latent
 from mote_quant.hf.teacher import open_teacher
 from mote_quant.hf.trainer import MoteTrainer, Schedule
 from mote_quant.moe import blocks
+from mote_quant.progress import NOTICE
 from mote_quant.recipe.schema import Distill, Train
 from mote_quant.steps.base import Context
 from mote_quant.steps.train.balance import own_balance
@@ -68,6 +69,8 @@ def run(model: nn.Module, config: Train, context: Context) -> nn.Module:
         arguments = _arguments(config, context, folder)
         trainer = MoteTrainer(model, arguments, schedule, source.collate, callbacks, distillation)
         resume = checkpoint.latest(context.folder)
+        if resume is not None:
+            _log.log(NOTICE, "going on after step %s of %d", resume.name.rpartition("-")[2], config.steps)
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     context.notes |= {"tokens": trainer.tokens, "curve": watch.curve, "routing": watch.routing()}
     context.notes |= _taught(config, watch.curve) | ({"compile": True} if config.compile else {})

@@ -11,7 +11,7 @@ from torch import nn
 
 from mote_quant.data.embedded import embedded
 from mote_quant.data.opener import opener_for
-from mote_quant.data.source import Source
+from mote_quant.data.source import Source, whole
 from mote_quant.hf.loading import load_model, load_processor
 
 
@@ -33,6 +33,5 @@ def open_data(folder: str, name: str, heldout: str | None, max_length: int | Non
     source = opener_for(model, processor=processor, seed=seed)(name, max_length)
     if heldout is not None:
         other = opener_for(model, processor=processor, seed=seed)(heldout, max_length)
-        everything = [*other.train, *other.validation, *other.test]
-        source = replace(source, test=everything, fingerprint=f"{source.fingerprint}+{other.fingerprint}")
+        source = replace(source, test=whole(other).test, fingerprint=f"{source.fingerprint}+{other.fingerprint}")
     return source, processor
