@@ -22,18 +22,15 @@ def not_mapped_because(folder: Path, bits: Mapping[str, Bits]) -> str | None:
         return "its quantized layers are translated on loading"
     if not any(folder.glob("*.safetensors")):
         return "its weights are not in safetensors files"
-    stacked = fused_experts(skeleton_in(folder)).keys() - _apart(folder, bits)
+    skeleton = skeleton_in(folder)
+    stacked = fused_experts(skeleton).keys() - to_unfuse(bits, skeleton)
     return f"experts that no rule takes apart are fused on loading ({min(stacked)}, ...)" if stacked else None
 
 
 def load_mapped(folder: Path, bits: Mapping[str, Bits]) -> nn.Module:
     """The model in `folder`, experts that the rules `bits` quantize one by one taken apart already."""
-    apart = _apart(folder, bits)
+    apart = to_unfuse(bits, skeleton_in(folder))
     if not apart:
         return load_model(folder)
     with as_our_error(folder, local=True):
         return load_apart(folder, apart)
-
-
-def _apart(folder: Path, bits: Mapping[str, Bits]) -> list[str]:
-    return to_unfuse(bits, skeleton_in(folder))
