@@ -22,33 +22,6 @@ TERNARY_BASE3 = {"routed": {"format": "ternary", "packing": "base3"}}
 INT4_QAT = {"routed": {"format": "int4", "group_size": 16, "method": "qat"}}
 SQUARE = {"hidden": 32, "ffn": 32}
 NATIVE_TRAIN = {"what": ["routed"], "data": "pico", "steps": 1, "batch_size": 2}
-LOADED = {
-    "float16 and bfloat16": lambda: quantized({"attention": "float16", "head": "bfloat16"}),
-    "all bfloat16": lambda: quantized({"*": "bfloat16"}),
-}
-READ = """
-import json, sys, torch, transformers
-from pathlib import Path
-from safetensors.torch import load_file
-
-assert "mote_quant" not in sys.modules
-found = {}
-for folder in sorted(path for path in Path(sys.argv[1]).iterdir() if path.is_dir()):
-    head = transformers.AutoModelForImageTextToText if "image" in folder.name else transformers.AutoModelForCausalLM
-    for auto, force in ((head, False), (transformers.AutoModel, False), (head, True)):
-        way = auto.__name__ + (" by force" if force else "")
-        try:
-            model, info = auto.from_pretrained(folder, ignore_mismatched_sizes=force, output_loading_info=True)
-        except Exception as error:
-            found[f"{folder.name}: {way}"] = f"{type(error).__name__}: {error}"
-            continue
-        given = load_file(f"{folder}.safetensors")
-        wanted = given.pop("logits")
-        with torch.no_grad():
-            off = float((model(**given).logits - wanted).norm() / wanted.norm()) if auto is head else None
-        found[f"{folder.name}: {way}"] = {"off": off, "mismatched": len(info["mismatched_keys"])}
-print("FOUND" + json.dumps(found))
-"""
 
 REFUSED = {
     "2bit": lambda: finished("llama", TERNARY),
