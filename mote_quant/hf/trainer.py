@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from mote_quant.data.schedule import Schedule
 from mote_quant.errors import TrainingError
 from mote_quant.hf import checkpoint as checkpoints
 from mote_quant.hf import random_state
@@ -22,31 +23,11 @@ from mote_quant.hf.distillation import Distillation
 from mote_quant.hf.quantizer import MoteQuantizer
 
 
-class Schedule(Dataset[Any]):  # type: ignore[misc,unused-ignore]
-    """The samples of a whole training run in order: epoch after epoch, each shuffled under the seed.
-
-    What a step sees is a function of the seed and the step alone, so a resumed run sees what the first would have.
-    """
-
-    def __init__(self, samples: Sequence[Any], total: int, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        order: list[int] = []
-        while len(order) < total:
-            order += torch.randperm(len(samples), generator=generator).tolist()
-        self._samples = samples
-        self._order = order[:total]
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._samples[self._order[index]]
-
-
 class MoteTrainer(Trainer):  # type: ignore[misc]
     """Trains `model` on `schedule`; `tokens` counts the input tokens seen, resumed runs included.
 
-    With a `distillation` the loss is what that makes of the model's own.
+    With a `distillation` the loss is what that makes of the model's own. `optimizer` makes one, given the names of the
+    parameters that weight decay may be applied to.
     """
 
     def __init__(
@@ -55,6 +36,7 @@ class MoteTrainer(Trainer):  # type: ignore[misc]
         arguments: TrainingArguments,
         schedule: Schedule,
         collate: Callable[[Sequence[Any]], dict[str, Tensor]],
+        optimizer: Callable[[Collection[str]], torch.optim.Optimizer],
         callbacks: Sequence[TrainerCallback] = (),
         distillation: Distillation | None = None,
     ) -> None:
@@ -62,12 +44,20 @@ class MoteTrainer(Trainer):  # type: ignore[misc]
             super().__init__(model, arguments, data_collator=collate, train_dataset=schedule, callbacks=list(callbacks))
         self.remove_callback(PrinterCallback)
         self.tokens = 0
+        self.optimizer: Any
+        self._make_optimizer = optimizer
         self._distillation = distillation
         if distillation is not None:
             distillation.to(self.args.device)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Any:
+        """The one that was asked for."""
+        if self.optimizer is None:
+            self.optimizer = self._make_optimizer(self.get_decay_parameter_names(self.model))
+        return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward; raises TrainingError at the first loss that is not finite."""
@@ -102,6 +92,7 @@ class MoteTrainer(Trainer):  # type: ignore[misc]
             "scheduler": self.lr_scheduler.state_dict(),
             "random": random_values,
             "tokens": self.tokens,
+            "data": self.train_dataset.state_dict(),
         }
         # Through JSON as Trainer itself writes it: resuming reads the same file.
         self.state.stateful_callbacks["TrainerControl"] = self.control.state()
@@ -128,6 +119,7 @@ class MoteTrainer(Trainer):  # type: ignore[misc]
         self.optimizer.load_state_dict({"state": state, "param_groups": read.values["param_groups"]})
         self.lr_scheduler.load_state_dict(read.values["scheduler"])
         self.tokens = read.values["tokens"]
+        self.train_dataset.load_state_dict(read.values["data"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

@@ -7,8 +7,8 @@ from importlib import import_module
 import pytest
 import torch
 
+from mote_quant.data.schedule import Schedule
 from mote_quant.errors import DataError, TargetError, TrainingError
-from mote_quant.hf.trainer import Schedule
 from mote_quant.moe import blocks
 from mote_quant.steps.train.callbacks import Watch
 from tests import pico
