@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Environments of library backends, each named as its extra, and what else is tested there (ray has no pins to fear).
 BACKENDS := bnb gptq llmcompressor
 APART := $(BACKENDS) bench
-BESIDE_bnb := hqq compressed-tensors ray
+BESIDE_bnb := hqq compressed-tensors ray torchao
 
 .PHONY: install demo test test-slow test-backends $(BACKENDS:%=test-%) lint bench clean
 

@@ -19,22 +19,40 @@ from mote_quant.version import __version__
 if TYPE_CHECKING:
     from mote_quant.errors import MoteError
     from mote_quant.hf.loading import load_model
+    from mote_quant.hf.pulling import follow_loss
     from mote_quant.inspection import inspect
     from mote_quant.pipeline import apply
     from mote_quant.planning import plan
     from mote_quant.recipe import Recipe
+    from mote_quant.steps.train.anywhere import trainable
     from mote_quant.sweeps.run import sweep
+    from mote_quant.watching import Figures
 
-__all__ = ["MoteError", "Recipe", "__version__", "apply", "inspect", "load_model", "plan", "sweep"]
+__all__ = [
+    "Figures",
+    "MoteError",
+    "Recipe",
+    "__version__",
+    "apply",
+    "follow_loss",
+    "inspect",
+    "load_model",
+    "plan",
+    "sweep",
+    "trainable",
+]
 
 _HOMES = {
+    "Figures": "mote_quant.watching",
     "MoteError": "mote_quant.errors",
     "Recipe": "mote_quant.recipe",
     "apply": "mote_quant.pipeline",
+    "follow_loss": "mote_quant.hf.pulling",
     "inspect": "mote_quant.inspection",
     "load_model": "mote_quant.hf.loading",
     "plan": "mote_quant.planning",
     "sweep": "mote_quant.sweeps.run",
+    "trainable": "mote_quant.steps.train.anywhere",
 }
 
 register_on_import()

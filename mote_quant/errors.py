@@ -95,6 +95,14 @@ class TrainingError(RunError):
     resumable = False
 
 
+class SpikeError(TrainingError):
+    """The loss of step `step` (from 0) is not finite, or far above `usual`: a guard goes back and tries again."""
+
+    def __init__(self, message: str, step: int, loss: float, usual: float | None) -> None:
+        super().__init__(message)
+        self.step, self.loss, self.usual = step, loss, usual
+
+
 class CalibrationError(RunError):
     """Calibration could not produce what a method needs."""
 

@@ -10,11 +10,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from mote_quant.data.reading import USUAL, Reading, reading_of
 from mote_quant.data.source import Source
 from mote_quant.hf.loading import load_model
+from mote_quant.hf.teacher import known_hash
 from mote_quant.recipe import Recipe
 from mote_quant.recipe.plain import settings
-from mote_quant.recipe.schema import Quantize, Train
+from mote_quant.recipe.schema import Quantize, StepConfig, Train
 
 _NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "quantization_config", "transformers_version")
 
@@ -22,7 +24,7 @@ _NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "quantization_co
 def fingerprint_of(
     recipe: Recipe,
     model: nn.Module,
-    open_data: Callable[[str, int | None], Source],
+    open_data: Callable[..., Source],
     open_teacher: Callable[[str], nn.Module] = load_model,
     tensors: Iterable[tuple[str, Tensor]] | None = None,
 ) -> dict[str, Any]:
@@ -31,23 +33,44 @@ def fingerprint_of(
     `tensors` are those of the model's state dict, for who wants a word in how they are read.
     """
     named = [step.config for step in recipe.pipeline]
-    wanted = {(c.data, c.max_length) for c in named if isinstance(c, Train)}
-    wanted |= {
-        (c.calibration.data, c.calibration.max_length) for c in named if isinstance(c, Quantize) and c.calibration
-    }
-    sources = {f"{name}@{length}" if length else name: (name, length) for name, length in sorted(wanted, key=str)}
-    # As a list, for the order of `bits` decides which rule wins.
+    sources = {key: data for config in named for key, data in _data_of(config).items()}
+    # As lists, for the order of `bits` and of `learning_rates` decides which rule wins.
     values = settings(recipe)
     values["bits"] = [{target: spec} for target, spec in values["bits"].items()]
-    teachers = sorted({c.distill.teacher for c in named if isinstance(c, Train) and c.distill})
-    taught = {"teacher": {name: weights_hash(open_teacher(name)) for name in teachers}} if teachers else {}
+    for step in values["pipeline"]:
+        # Only says when to give up: a run that goes on with more of it is the run that had more all along.
+        step.get("train", {}).pop("bad_rows", None)
+        if rates := step.get("train", {}).get("learning_rates"):
+            step["train"]["learning_rates"] = [{target: rate} for target, rate in rates.items()]
+    teachers = {c.distill.teacher: c.distill.cache for c in named if isinstance(c, Train) and c.distill}
+    hashes = {name: _of_teacher(name, teachers[name], open_teacher) for name in sorted(teachers)}
+    taught = {"teacher": hashes} if hashes else {}
     return {
         "recipe": values,
         "model": weights_hash(model) if tensors is None else hash_of(tensors),
         "config": config_hash(model),
-        "data": {key: open_data(*source).fingerprint for key, source in sources.items()},
+        "data": {key: open_data(*sources[key]).fingerprint for key in sorted(sources)},
         **taught,
     }
+
+
+def _of_teacher(name: str, cache: str | None, open_teacher: Callable[[str], nn.Module]) -> str:
+    """The hash of its weights; one that a cache of what it says knows need not be opened for that."""
+    return (cache and known_hash(name, cache)) or weights_hash(open_teacher(name))
+
+
+def _data_of(config: StepConfig) -> dict[str, tuple[Any, ...]]:
+    """What a step reads -> what its data are opened with."""
+    if isinstance(config, Quantize):
+        calibration = config.calibration
+        return {} if calibration is None else _named([calibration.data], calibration.max_length, USUAL)
+    return _named(config.sources, config.max_length, reading_of(config)) if isinstance(config, Train) else {}
+
+
+def _named(names: Iterable[str], length: int | None, reading: Reading) -> dict[str, tuple[Any, ...]]:
+    way = "" if reading == USUAL else " " + json.dumps(reading.described(), sort_keys=True)
+    more = () if reading == USUAL else (reading,)
+    return {(f"{name}@{length}" if length else name) + way: (name, length, *more) for name in names}
 
 
 def config_hash(model: nn.Module) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,34 +15,43 @@ from torch import nn
 
 from mote_quant.data.opener import Opener, opener_for
 from mote_quant.data.source import Source
-from mote_quant.errors import MoteError, RunError
-from mote_quant.fingerprint import fingerprint_of, weights_hash
+from mote_quant.errors import FingerprintError, MoteError, RequestError, RunError
+from mote_quant.fingerprint import differences, fingerprint_of, weights_hash
 from mote_quant.hf.foreign.live import take_over
 from mote_quant.hf.loading import called, check_finite, check_model, folder_of, load_model, load_processor
 from mote_quant.hf.mapped import load_mapped
 from mote_quant.hf.saving import save_model, stored_bytes
 from mote_quant.hf.teacher import open_teacher
 from mote_quant.journal import Run
+from mote_quant.parallel import Sharding, chosen
 from mote_quant.planning import Plan, plan_on, skeleton_for
 from mote_quant.progress import NOTICE
 from mote_quant.provenance import measured, provenance
+from mote_quant.ranks import by_main, company, gathered, join, ranks
 from mote_quant.recipe import Recipe, dump, load
-from mote_quant.recipe.schema import trains
+from mote_quant.recipe.schema import Quantize, Step, Train, trains
 from mote_quant.report import build_report, render_html, render_markdown
 from mote_quant.steps import RUN, Context, Progress, Silent
 from mote_quant.steps.quantize.backends import require
-from mote_quant.steps.train import require_compiler
+from mote_quant.steps.train import require_compiler, require_library
 from mote_quant.streaming import Stream, held_because, read_once
+from mote_quant.watching import check_sinks
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is carried out; nothing here changes its result."""
+    """How a run is carried out; nothing here changes its result.
+
+    `sharding`: how the processes of a launcher (torchrun, accelerate) share a training; None as accelerate was told,
+    else DDP. `log_to`: where figures of a training go beside `output/run/metrics.jsonl` (`tensorboard`, `wandb`).
+    """
 
     progress: Progress = field(default_factory=Silent)
     keep_steps: bool = False
+    sharding: Sharding | None = None
+    log_to: tuple[str, ...] = ()
 
 
 def apply(
@@ -64,6 +73,11 @@ def apply(
     before a step failed, the message says so, and it is of no further use.
     """
     loaded, options = load(recipe), options or Options()
+    options = replace(options, sharding=chosen(options.sharding))
+    check_sinks(options.log_to, None if output is None else Path(output))
+    if not join().main:
+        options = replace(options, progress=Silent())
+    _refuse_company(loaded)
     if not isinstance(model, str | Path):
         return _apply_to_model(loaded, model, processor, data, output, options)
     folder = folder_of(model)
@@ -76,6 +90,14 @@ def apply(
     _log.info("all of %s is held in memory: %s", model, reason)
     options.progress.start(f"loading {model}", 0)
     return _apply_to_model(loaded, called(load_model(folder), model), processor, data, output, options)
+
+
+def _refuse_company(recipe: Recipe) -> None:
+    if ranks().several and not any(isinstance(step.config, Train) for step in recipe.pipeline):
+        raise RequestError(
+            f"nothing in this recipe trains, and {ranks().world} processes would all do the same: start one, without "
+            "torchrun or accelerate launch"
+        )
 
 
 def _apply_to_files(
@@ -123,19 +145,20 @@ def _apply_to_model(
     opener = opener_for(model, processor=processor, data=data, seed=loaded.seed)
     # Teachers are opened here, and again when it is their turn: a bad one is refused before anything is trained.
     fingerprint = fingerprint_of(loaded, model, opener, partial(open_teacher, student=model, processor=processor))
+    _same_everywhere(fingerprint)
     made = provenance(loaded, fingerprint)
-    run = None if output is None else Run.open(Path(output), fingerprint)
-    with _told_whether_changed(model, fingerprint["model"]):
+    run = None if output is None else by_main(lambda: Run.open(Path(output), fingerprint))
+    with _told_whether_changed(model, fingerprint["model"]), company(), ExitStack() as stack:
         if run is None:
             _run_steps(model, plan, opener, options, None, made)
             return model
-        with run.alone():
-            if not run.finished():
-                _run_in_folder(model, plan, opener, options, run, made, processor)
-                return model
-            # The last run may have been killed just before it cleared up.
-            _clear_up(run, options)
-            return _already_done(model, run)
+        by_main(lambda: stack.enter_context(run.alone()))
+        if not by_main(run.finished):
+            _run_in_folder(model, plan, opener, options, run, made, processor)
+            return model
+        # The last run may have been killed just before it cleared up.
+        by_main(lambda: _clear_up(run, options))
+        return _already_done(model, run)
 
 
 def _planned(recipe: Recipe, skeleton: nn.Module) -> Plan:
@@ -143,9 +166,19 @@ def _planned(recipe: Recipe, skeleton: nn.Module) -> Plan:
     for spec in plan.formats.values():
         # Now, not when training is over and quantizing begins.
         require(getattr(spec, "backend", "own"))
-    if plan.layouts and not plan.trained and any(trains(spec) for spec in plan.formats.values()):
+    for step in recipe.pipeline:
+        require_library(getattr(step.config, "optimizer", "adamw_torch"))
+    rounded = any(step.name == "quantize" for step in recipe.pipeline)
+    if rounded and plan.layouts and not plan.trained and any(trains(spec) for spec in plan.formats.values()):
         _log.warning("no step trains the routed experts: they are copies of the dense network, rounded; expect little")
     return plan
+
+
+def _same_everywhere(fingerprint: Mapping[str, Any]) -> None:
+    """FingerprintError where processes of one run were given different things."""
+    for rank, other in enumerate(gathered(fingerprint)):
+        if details := "; ".join(differences(fingerprint, other)):
+            raise FingerprintError(f"process {rank} of this run works on something else than process 0: {details}")
 
 
 @contextmanager
@@ -154,7 +187,8 @@ def _told_whether_changed(model: nn.Module, before: str) -> Iterator[None]:
     try:
         yield
     except MoteError as error:
-        if weights_hash(model) != before:
+        gone = any(parameter.is_meta for parameter in model.parameters())
+        if gone or weights_hash(model) != before:
             error.advice = "the model object was changed; load it again before retrying"
         raise
 
@@ -168,11 +202,11 @@ def _run_in_folder(
     made: dict[str, Any],
     processor: Any,
 ) -> None:
-    _begin(run, plan)
+    by_main(lambda: _begin(run, plan))
     notes = _run_steps(model, plan, opener, options, run, made)
     options.progress.start("saving", 0)
-    _conclude(run, plan.settled(model), notes, made, save_model(model, run.output, processor))
-    _clear_up(run, options)
+    by_main(lambda: _conclude(run, plan.settled(model), notes, made, save_model(model, run.output, processor)))
+    by_main(lambda: _clear_up(run, options))
 
 
 def _begin(run: Run, plan: Plan) -> None:
@@ -206,21 +240,35 @@ def _run_steps(
     steps = plan.recipe.pipeline
     names = [step.name for step in steps]
     notes: list[dict[str, Any]] = []
-    first = run.finished_steps(names) if run is not None else 0
+    first = 0 if run is None else by_main(lambda: run.finished_steps(names))
     if run is not None and first:
         notes = run.restore_state(first - 1, names[first - 1], model)
-        run.log("resumed", step=first)
+        by_main(lambda: run.log("resumed", step=first))
         _log.log(NOTICE, "going on after step %d of %d", first, len(steps))
     for index in range(first, len(steps)):
         folder = None if run is None else run.step_folder(index, names[index])
         context = Context(plan.recipe.seed, plan.layouts, plan.formats, opener, folder, options.progress)
+        context.logs, context.log_to = None if run is None else run.folder, options.log_to
+        context.sharding, context.packs_next = options.sharding or "ddp", _packs(steps[index + 1 :])
+        if run is not None:
+            context.record = partial(_record, run)
         _log.info("step %d of %d: %s", index + 1, len(steps), names[index])
         RUN[names[index]](model, steps[index].config, context)
         notes.append({"step": names[index], **context.notes})
         if run is not None:
-            _keep(run, index, names, model, notes, options)
+            by_main(partial(_keep, run, index, names, model, notes, options))
     _stamp(model, made, notes)
     return notes
+
+
+def _record(run: Run, event: str, **values: Any) -> None:
+    by_main(lambda: run.log(event, **values))
+
+
+def _packs(later: list[Step]) -> bool:
+    """Whether latent weights become packed ones before anything else happens to them."""
+    config = later[0].config if later else None
+    return isinstance(config, Quantize) and not config.keep_latents
 
 
 def _keep(

@@ -42,6 +42,7 @@ from mote_quant.recipe.schema import (
 from mote_quant.steps.quantize.allocate import check_budgets
 from mote_quant.steps.quantize.casts import cast_parameters
 from mote_quant.steps.train.balance import check_balance
+from mote_quant.steps.train.checkpointing import check_checkpointing
 from mote_quant.steps.train.selection import by_role, trainable_names
 from mote_quant.steps.upcycle import plan_layouts
 from mote_quant.steps.upcycle.trained import check_trained, trained_projections
@@ -141,6 +142,8 @@ def plan_on(recipe: Recipe, skeleton: nn.Module) -> Plan:
         elif isinstance(step.config, Train):
             chosen = trainable_names(skeleton, step.config.what)
             check_balance(skeleton, step.config, chosen)
+            if step.config.gradient_checkpointing:
+                check_checkpointing(skeleton)
             moved |= chosen.keys()
             trained.append(by_role(skeleton, chosen))
     unfuse(skeleton, to_unfuse(recipe.bits, skeleton))

@@ -1,4 +1,4 @@
-"""Runs `apply` in forked children and kills them: `python -m tests.killing WORK SCENARIOS.json [streamed]` prints JSON.
+"""Runs `apply` in forked children and kills them: `python -m tests.killing WORK SCENARIOS.json [MODE]` prints JSON.
 
 This process imports everything and computes nothing, so a fork is safe and costs no imports. A scenario is a list of
 bombs: each arms one child; after them a child without a bomb finishes the run. Its weight file's sha256 is the answer.
@@ -23,6 +23,7 @@ import transformers
 from transformers import Trainer, TrainingArguments  # noqa: F401  (imported before any fork)
 
 from mote_quant import pipeline
+from mote_quant.data.stdlib_text.processor import build_processor
 from mote_quant.hf.integrity import sha256
 from mote_quant.journal import Run
 from tests import pico
@@ -59,6 +60,41 @@ STREAMED: dict[str, Any] = {
     "bits": RECIPE["bits"],
     "pipeline": [RECIPE["pipeline"][1], RECIPE["pipeline"][3]],
 }
+
+
+# Everything a training may remember: places in streams, latents in 16 bits, what a guard and a validation have seen.
+RICH: dict[str, Any] = {
+    "name": "rich",
+    "bits": {"routed": "ternary", "shared": {"format": "int4", "group_size": 16}},
+    "pipeline": [
+        {"upcycle": {"noise": 0.1}},
+        {
+            "train": {
+                "what": ["routed", "router", "shared"],
+                "data": {"one.jsonl": 2.0, "two.jsonl": 1.0},
+                "stream": True,
+                "shuffle_buffer": 8,
+                "validation_rows": 4,
+                "max_length": 32,
+                "pack": True,
+                "steps": 12,
+                "batch_size": 2,
+                "gradient_accumulation": 2,
+                "gradient_checkpointing": True,
+                "latents": "bfloat16",
+                "learning_rates": {"router": 3e-4},
+                "guard": {"window": 4},
+                "validation": {"every": 4, "samples": 4},
+                "search": {"learning_rates": [1e-3, 3e-3], "steps": 2, "samples": 2},
+                "distill": {"teacher": "dense", "hidden": 0.5, "cache": "cache", "weight": 0.5},
+                "checkpoint_every": 2,
+                "ternary_ramp": 0.5,
+            }
+        },
+        {"quantize": {}},
+    ],
+}
+MODES = ("whole", "streamed", "rich")
 
 
 def die(*args: Any, **kwargs: Any) -> None:
@@ -119,26 +155,43 @@ def arm(bomb: dict[str, Any]) -> Bomb:
     return Bomb(**bomb["progress"]) if "progress" in bomb else Bomb()
 
 
-def run(folder: Path, bomb: dict[str, Any], streamed: bool) -> None:
+def rich(folder: Path, options: pipeline.Options) -> None:
+    """The recipe RICH, on texts of the standard library that lie beside `folder` with the dense model."""
+    os.chdir(folder.parent)
+    processor = build_processor()
+    if not Path("dense").exists():
+        pico.PICO["gpt2"](vocab_size=len(processor), resid_pdrop=0.2).save_pretrained("dense")
+        processor.save_pretrained("dense")
+        for name, module in (("one", json), ("two", random)):
+            lines = [line for line in Path(str(module.__file__)).read_text().splitlines() if len(line) > 30][:60]
+            Path(f"{name}.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    pipeline.apply(RICH, "dense", output=folder, options=options)
+
+
+def run(folder: Path, bomb: dict[str, Any], mode: str) -> None:
     """One child's life."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     random.seed()  # what the process draws by itself must not matter
     torch.manual_seed(random.randrange(2**31))
+    options = pipeline.Options(arm(bomb))
+    if mode == "rich":
+        rich(folder, options)
+        return
     model = pico.PICO["gpt2"](resid_pdrop=0.2)
-    data, options = source_for(model), pipeline.Options(arm(bomb))
-    if streamed:
+    data = source_for(model)
+    if mode == "streamed":
         pipeline.apply(STREAMED, folder.parent / "dense", data=data, output=folder, options=options)
     else:
         pipeline.apply(RECIPE, model, data=data, output=folder, options=options)
 
 
-def child(folder: Path, bomb: dict[str, Any], streamed: bool) -> int:
+def child(folder: Path, bomb: dict[str, Any], mode: str) -> int:
     """Fork, run, and return the status: 0, or minus the signal, or 1 with a traceback on stderr."""
     process = os.fork()
     if process == 0:
         try:
-            run(folder, bomb, streamed)
+            run(folder, bomb, mode)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
@@ -146,10 +199,10 @@ def child(folder: Path, bomb: dict[str, Any], streamed: bool) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def play(folder: Path, bombs: list[dict[str, Any]], streamed: bool = False) -> dict[str, Any]:
+def play(folder: Path, bombs: list[dict[str, Any]], mode: str = MODES[0]) -> dict[str, Any]:
     """Kill, resume, ... finish; the statuses, the hash, and whether config.json is the same too."""
-    statuses = [child(folder, bomb, streamed) for bomb in bombs]
-    statuses.append(child(folder, {}, streamed))
+    statuses = [child(folder, bomb, mode) for bomb in bombs]
+    statuses.append(child(folder, {}, mode))
     if statuses[-1]:
         return {"statuses": statuses}
     left = [
@@ -177,11 +230,12 @@ def settled(folder: Path) -> str:
 
 def main() -> None:
     """See the module's docstring."""
-    work, scenarios, streamed = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()), "streamed" in sys.argv[3:]
+    work, scenarios = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
+    mode = next(iter(sys.argv[3:]), MODES[0])
     answers = {}
     for name, bombs in scenarios.items():
         started = time.monotonic()
-        answers[name] = play(work / name.replace(" ", "-"), bombs, streamed)
+        answers[name] = play(work / name.replace(" ", "-"), bombs, mode)
         answers[name]["seconds"] = round(time.monotonic() - started, 2)
     print("ANSWERS" + json.dumps(answers))  # noqa: T201
 

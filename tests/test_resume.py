@@ -51,9 +51,9 @@ SOON = {f"random {n}": [{"sleep": random.Random(n).uniform(0.05, 1.5)}] for n in
 LATER = {f"random {n}": [{"sleep": random.Random(n).uniform(0.01, 1.8)}] for n in range(4, 44)}
 
 
-def play(work: Path, scenarios: dict) -> dict:
+def play(work: Path, scenarios: dict, mode: str = "whole") -> dict:
     (work / "scenarios.json").write_text(json.dumps(scenarios))
-    command = [sys.executable, "-m", "tests.killing", str(work), str(work / "scenarios.json")]
+    command = [sys.executable, "-m", "tests.killing", str(work), str(work / "scenarios.json"), mode]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWERS")]
     assert lines, done.stderr[-3000:]
@@ -82,6 +82,16 @@ def test_killed_before_every_rename_and_removal_and_at_forty_random_moments(tmp_
     answers = play(tmp_path, {"whole": []} | RENAMES | REMOVALS | LATER)
     assert {name for name, answer in answers.items() if answer["files"] != answers["whole"]["files"]} == set()
     assert {name for name, answer in answers.items() if answer["left"]} == set()
+
+
+@pytest.mark.slow
+def test_a_training_that_remembers_much_is_killed_at_twenty_random_moments(tmp_path):
+    whole = play(tmp_path, {"whole": []}, "rich")["whole"]
+    moments = {f"random {n}": [{"sleep": random.Random(n).uniform(0.2, 1.0) * whole["seconds"]}] * 2 for n in range(20)}
+    answers = play(tmp_path, moments, "rich")
+    assert sum(-9 in answer["statuses"] for answer in answers.values()) >= 15
+    assert {name for name, answer in answers.items() if answer["files"] != whole["files"]} == set()
+    assert {name for name, answer in answers.items() if answer["left"] or answer["curve"] != whole["curve"]} == set()
 
 
 # --- in this process: runs that stop in the middle, and what is refused when they are taken up again ---------------
@@ -203,7 +213,9 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["missing", "truncated", "altered"])
-@pytest.mark.parametrize("name", ["state.safetensors", "state.json", "trainer_state.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["state-00001-of-00001.safetensors", "state.json", "trainer_state.json", "manifest.json"]
+)
 def test_a_damaged_checkpoint_is_refused_by_name(copied, name, how):
     damage(copied / "run/steps/3-train/checkpoint-4" / name, how)
     with pytest.raises(ArtifactError, match=r"checkpoint-4" if name == "manifest.json" else rf"checkpoint-4/{name}"):

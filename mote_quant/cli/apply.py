@@ -12,16 +12,19 @@ from mote_quant.cli.estimate import check_room, is_complete, prepare
 from mote_quant.cli.options import (
     DataOption,
     JsonOption,
+    LogToOption,
     ModelOption,
     QuietOption,
     RecipeArgument,
     SetOption,
+    ShardingOption,
     TimesOption,
 )
 from mote_quant.cli.output import print_json, print_lines, print_tables
 from mote_quant.cli.planned import show_plan
 from mote_quant.cli.progress import watching
 from mote_quant.cli.session import Session, guarded
+from mote_quant.ranks import launched, leave
 
 
 @guarded
@@ -36,6 +39,8 @@ def apply(
     overrides: SetOption = None,
     keep_steps: Annotated[bool, typer.Option("--keep-steps", help="Keep the checkpoint of every step.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the plan and the estimate.")] = False,
+    sharding: ShardingOption = None,
+    log_to: LogToOption = None,
     times: TimesOption = True,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -51,8 +56,11 @@ def apply(
       mote-quant apply mote --model path/to/model --data train.jsonl
       mote-quant apply mine.yaml --model Qwen/Qwen3-4B --data owner/name:config
       mote-quant apply mote-qwen2.5-0.5b --dry-run
+      torchrun --nproc_per_node 8 -m mote_quant apply mine.yaml --sharding fsdp2
     """
     session: Session = context.obj
+    # Of several processes one speaks.
+    quiet, as_json = quiet or not launched().main, as_json and launched().main
     with watching(session, quiet) as progress:
         from mote_quant import pipeline
         from mote_quant.cli.models import check_data, model_name, to_open
@@ -71,8 +79,11 @@ def apply(
         opened, processor = to_open(name, loaded, recipe, model is not None, quiet)
         session.output = folder
         complete = is_complete(folder)
-        options = pipeline.Options(progress=progress, keep_steps=keep_steps)
+        shared: Any = None if sharding is None else sharding.value
+        sinks = tuple(name.strip() for name in (log_to or "").split(",") if name.strip())
+        options = pipeline.Options(progress=progress, keep_steps=keep_steps, sharding=shared, log_to=sinks)
         pipeline.apply(loaded, opened, processor=processor, data=data, output=folder, options=options)
+        leave()
     if complete and not quiet:
         typer.echo(f"{folder} is complete already; nothing to do", err=True)
     _report(session.output, quiet, as_json)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +14,13 @@ from mote_quant.cli.output import Table, human_time
 if TYPE_CHECKING:
     from torch import nn
 
-    from mote_quant.estimate import Estimate
+    from mote_quant.estimate import Estimate, Footprint
+    from mote_quant.parallel.sharings import Sharding
     from mote_quant.planning import Plan
     from mote_quant.recipe import Recipe
 
 _ROUGHLY = "What it will take, roughly"
+_EACH_DEVICE = "What each device holds while it trains"
 
 
 def prepare(recipe: Recipe, model: str, output: Path, timed: bool) -> tuple[Plan, Estimate]:
@@ -32,12 +34,24 @@ def prepare(recipe: Recipe, model: str, output: Path, timed: bool) -> tuple[Plan
     return planned, estimate_for(planned, skeleton, model, output, timed)
 
 
-def estimate_for(planned: Plan, skeleton: nn.Module, model: str, output: Path, timed: bool) -> Estimate:
-    """The estimate of carrying out `planned` on this machine; `skeleton` as planning left it."""
+def estimate_for(
+    planned: Plan,
+    skeleton: nn.Module,
+    model: str,
+    output: Path,
+    timed: bool,
+    processes: int = 1,
+    shardings: Sequence[Sharding] = ("ddp",),
+) -> Estimate:
+    """The estimate of carrying out `planned` on this machine; `skeleton` as planning left it.
+
+    `processes` that train share the model in one of these ways: each is told, the first one counts.
+    """
     from mote_quant.estimate import estimate, measure_rates, this_machine, written
 
     rates = measure_rates(Path(model), output) if timed else None
-    found = estimate(planned, skeleton, this_machine(output), rates, _held_because(planned, model))
+    why_not = _held_because(planned, model)
+    found = estimate(planned, skeleton, this_machine(output), rates, why_not, processes, shardings)
     return replace(found, there=found.disk.running if is_complete(output) else written(output))
 
 
@@ -74,6 +88,7 @@ def estimate_tables(estimate: Estimate) -> Iterator[Table]:
     rows.append(["altogether", human_bytes(estimate.peak), _range(estimate.seconds)])
     header = ["part", "memory at most", "time"]
     yield _ROUGHLY, header if estimate.seconds else header[:2], rows if estimate.seconds else [row[:2] for row in rows]
+    yield from _training_tables(estimate)
     machine, disk = estimate.machine, estimate.disk
     needs = [
         ("memory", estimate.peak, machine.free_memory),
@@ -84,6 +99,24 @@ def estimate_tables(estimate: Estimate) -> Iterator[Table]:
     ]
     free = [[what, human_bytes(size), "" if has is None else human_bytes(has)] for what, size, has in needs if size]
     yield "On this machine", ["what", "needed", "free"], free
+
+
+def _training_tables(estimate: Estimate) -> Iterator[Table]:
+    """For every train step what a device holds, by kind; a column for each way to share the model."""
+    from mote_quant.memory.units import human_bytes
+
+    for training in estimate.trainings:
+        held = [training.footprint(sharding) for sharding in estimate.shardings]
+        several = training.processes > 1
+        header = [f"{training.processes} processes, {way}" if several else "memory" for way in estimate.shardings]
+        rows = [[kind, *map(human_bytes, sizes)] for kind, sizes in _by_kind(held) if any(sizes)]
+        rows.append(["altogether", *(human_bytes(found.total) for found in held)])
+        yield _EACH_DEVICE, ["kind", *header], rows
+
+
+def _by_kind(held: Sequence[Footprint]) -> Iterator[tuple[str, list[int]]]:
+    every = [found.to_dict() for found in held]
+    yield from ((kind, [found[kind] for found in every]) for kind in every[0])
 
 
 def manner(estimate: Estimate) -> str:

@@ -69,7 +69,7 @@ def on_hub(name: str) -> bool:
 def check_data(recipe: Recipe, given: str | None) -> None:
     """DataError for a file that the run will want and that is not there: before an hour is spent on the model."""
     configs = [step.config for step in recipe.pipeline]
-    named = {config.data for config in configs if isinstance(config, Train)}
+    named = {name for config in configs if isinstance(config, Train) for name in config.sources}
     named |= {config.calibration.data for config in configs if isinstance(config, Quantize) and config.calibration}
     for name in sorted(named if given is None else {given} if named else ()):
         check_there(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -43,6 +44,31 @@ DataOption = Annotated[
         help="In place of what the recipe names: a file, a folder, an embedded source, or a `datasets` id (owner/name, "
         "owner/name:config or owner/name:config@split), which is downloaded.",
         autocompletion=completion.data,
+    ),
+]
+
+
+class SharedBy(StrEnum):
+    """The names of `mote_quant.parallel.Sharding`, without its imports."""
+
+    ddp = "ddp"
+    fsdp2 = "fsdp2"
+
+
+ShardingOption = Annotated[
+    SharedBy | None,
+    typer.Option(
+        "--sharding",
+        help="How the processes of torchrun share a training: each all of the model, or its part of every weight. "
+        "As accelerate launch was told, without.",
+    ),
+]
+LogToOption = Annotated[
+    str | None,
+    typer.Option(
+        "--log-to",
+        metavar="NAMES",
+        help="Where the figures of a training go beside DIR/run/metrics.jsonl: tensorboard, wandb, or both (comma).",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]

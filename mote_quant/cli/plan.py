@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mote_quant.cli import completion
 from mote_quant.cli.budget import Match, Wish, show_candidates
 from mote_quant.cli.estimate import estimate_for
-from mote_quant.cli.options import JsonOption, SetOption, TimesOption
+from mote_quant.cli.options import JsonOption, SetOption, ShardingOption, SharedBy, TimesOption
 from mote_quant.cli.planned import show_plan
 from mote_quant.cli.progress import watching
 from mote_quant.cli.session import guarded
+from mote_quant.errors import RequestError
 
 
 @guarded
@@ -58,6 +59,13 @@ def plan(
         int | None, typer.Option("--context", metavar="N", min=1, help="Add the KV cache of N tokens, in bfloat16.")
     ] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="Sequences in that cache; 1 without.")] = None,
+    processes: Annotated[
+        int,
+        typer.Option(
+            "--processes", "--devices", metavar="N", min=1, help="Tell what each of N devices holds in training."
+        ),
+    ] = 1,
+    sharding: ShardingOption = None,
     times: TimesOption = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -72,20 +80,31 @@ def plan(
       mote-quant plan mote --model Llama-3.2-1B
       mote-quant plan mote-text --model DIR --set bits.shared=int3
       mote-quant plan mote-qwen2.5-0.5b --json | jq .stored_bytes
+      mote-quant plan mote-qwen2.5-3b --processes 8 --sharding fsdp2
       mote-quant plan --model Qwen2.5-3B --budget 3.5GB --context 8192
     """
     wish = Wish(tuple(budgets or ()), match, candidates, tokens, batch)
+    # Without a word both ways are told, where they differ.
+    ways = [sharding] if sharding else [*SharedBy] if processes > 1 else [SharedBy.ddp]
     wish.check(recipe, model)
+    if recipe is None and (processes > 1 or sharding):
+        raise RequestError("--processes and --sharding are for the training of a recipe; name one")
     with watching(context.obj):
         if recipe is not None:
-            show = _planned(recipe, model, overrides or (), wish, times)
+            show = _planned(recipe, model, overrides or (), wish, times, processes, ways)
         else:
             show = _weighed(str(model), overrides or (), wish)
     show(as_json)
 
 
 def _planned(
-    recipe: str, model: str | None, overrides: Sequence[str], wish: Wish, times: bool
+    recipe: str,
+    model: str | None,
+    overrides: Sequence[str],
+    wish: Wish,
+    times: bool,
+    processes: int,
+    ways: Sequence[SharedBy],
 ) -> Callable[[bool], None]:
     """Plan a recipe; what comes back shows the plan."""
     from mote_quant import planning
@@ -100,7 +119,8 @@ def _planned(
     planning.check_lengths(loaded, skeleton)
     planned = planning.plan_on(loaded, skeleton)
     room = room_for(planned, budgets, wish.accounting, run) if budgets or run else None
-    estimate = estimate_for(planned, skeleton, name, Path("runs") / loaded.name, times)
+    shardings: list[Any] = [way.value for way in ways]
+    estimate = estimate_for(planned, skeleton, name, Path("runs") / loaded.name, times, processes, shardings)
     return partial(show_plan, planned, estimate=estimate, room=room)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from mote_quant.errors import MoteError, RecipeError
+from mote_quant.ranks import launched
 
 INTERRUPTED = 130
 UNEXPECTED = 3
@@ -51,7 +52,11 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _fail(lines: list[str], code: int, output: Path | None) -> typer.Exit:
-    hint = [f"Run the same command again to resume; what is done so far lies in {output}."] if output else []
+    here = launched()
+    if here.several:
+        lines = [f"[process {here.rank}] {line}" for line in lines]
+    shown = output if here.main else None
+    hint = [f"Run the same command again to resume; what is done so far lies in {output}."] if shown else []
     for line in [*lines, *hint]:
         typer.echo(line, err=True)
     return typer.Exit(code)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mote_quant.data.chat import Piece, encode
 from mote_quant.data.processors import question
 from mote_quant.data.source import IGNORED
 from mote_quant.errors import DataError
@@ -17,24 +18,30 @@ from mote_quant.errors import DataError
 
 @dataclass(frozen=True)
 class Turn:
-    """A prompt about `images` (whatever the processor takes for one) and its answer; `where` is for errors."""
+    """A prompt about `images` (whatever the processor takes for one) and its answer; `where` is for errors.
+
+    Of a conversation, `prompt` is what its template has written up to the first answer, and `rest` all that follows.
+    """
 
     prompt: str
     answer: str
     images: Sequence[Any]
     where: str = "a sample"
+    rest: Sequence[Piece] = ()
 
 
 def collate_answers(processor: Any, turns: Sequence[Turn]) -> dict[str, Tensor]:
     """Model inputs, padded on the right: images and prompt, then the answer and the end token.
 
-    `labels` cover the answer and the end token alone. Prompt and answer are tokenized apart, so the model sees in
-    training exactly the prompt it is later asked to continue. Values by token are known by their shape [rows, tokens];
-    everything else is passed on as the processor batched it. DataError for what the processor refuses.
+    `labels` cover the answer and the end token alone (of a conversation, all that the assistant says). Prompt and
+    answer are tokenized apart, so the model sees in training exactly the prompt it is later asked to continue. Values
+    by token are known by their shape [rows, tokens]; everything else is passed on as the processor batched it.
+    DataError for what the processor refuses.
     """
     tokenizer = processor.tokenizer
     encoded = _encode(processor, turns)
-    answers = _answers(tokenizer, turns)
+    spoken = _answers(tokenizer, turns)
+    answers = [ids for ids, _ in spoken]
     kept = _prompts(encoded, tokenizer.eos_token_id)
     fill = {"input_ids": tokenizer.pad_token_id or 0}
     batch = {
@@ -42,7 +49,8 @@ def collate_answers(processor: Any, turns: Sequence[Turn]) -> dict[str, Tensor]:
         for name, value in encoded.items()
     }
     labels = [
-        torch.cat([torch.full((int(row.sum()),), IGNORED), answer]) for row, answer in zip(kept, answers, strict=True)
+        torch.cat([torch.full((int(row.sum()),), IGNORED), learned])
+        for row, (_, learned) in zip(kept, spoken, strict=True)
     ]
     return batch | {"labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED)}
 
@@ -61,7 +69,7 @@ def _encode(processor: Any, turns: Sequence[Turn]) -> Mapping[str, Tensor]:
 
 
 def _processed(processor: Any, turns: Sequence[Turn]) -> Mapping[str, Tensor]:
-    texts = [question(processor, turn.prompt, len(turn.images)) for turn in turns]
+    texts = [turn.prompt if turn.rest else question(processor, turn.prompt, len(turn.images)) for turn in turns]
     begin = processor.tokenizer.bos_token
     encoded: Mapping[str, Tensor] = processor(
         text=texts,
@@ -75,10 +83,13 @@ def _processed(processor: Any, turns: Sequence[Turn]) -> Mapping[str, Tensor]:
     return encoded
 
 
-def _answers(tokenizer: Any, turns: Sequence[Turn]) -> list[Tensor]:
+def _answers(tokenizer: Any, turns: Sequence[Turn]) -> list[tuple[Tensor, Tensor]]:
+    """Ids and labels of what follows each prompt."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    answers = tokenizer([turn.answer for turn in turns], add_special_tokens=False)["input_ids"]
-    return [torch.tensor([*answer, *end], dtype=torch.int64) for answer in answers]
+    # A template ends its turns itself.
+    plain = [encode([Piece(turn.answer, True)], tokenizer)[0] + end for turn in turns]
+    spoken = [encode(turn.rest, tokenizer) if turn.rest else (ids, ids) for turn, ids in zip(turns, plain, strict=True)]
+    return [(torch.tensor(ids, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64)) for ids, labels in spoken]
 
 
 def _prompts(encoded: Mapping[str, Tensor], end: int | None) -> Tensor:

@@ -18,6 +18,12 @@ def pair_in(columns: Iterable[str]) -> tuple[str, str] | None:
     return next((pair for pair in pairs if names.issuperset(pair)), None)
 
 
+def described(columns: Iterable[str]) -> str:
+    """What a table has and what is needed, for an error."""
+    pairs = ", or ".join(" and ".join(names) for names in PAIRS)
+    return f"has the columns {', '.join(sorted(columns))}; needed are text, or {pairs}, or messages"
+
+
 def string(row: Mapping[str, Any], column: str, where: str) -> str:
     """The text in a column of the row; DataError for anything else."""
     value = row.get(column)

@@ -9,8 +9,8 @@ from typing import Any
 
 from mote_quant.data.local import LOADERS, read_documents, read_rows
 from mote_quant.data.rows import from_documents, from_rows
-from mote_quant.data.source import Source, fingerprint_of
-from mote_quant.data.text import block_length, tokenizer_of
+from mote_quant.data.source import Source
+from mote_quant.data.text import tokenizer_of
 from mote_quant.errors import DataError
 
 _SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"
@@ -19,24 +19,29 @@ _KINDS = (".parquet", ".jsonl", ".json", _TEXT)
 _SPLIT = "train"
 
 
-def open_folder(folder: Path, processor: Any = None, max_length: int | None = None) -> Source:
+def open_folder(folder: Path, processor: Any = None, max_length: int | None = None, apart: bool = False) -> Source:
     """`folder` as a Source, its files (of the first kind of parquet, jsonl, json and txt there is) one after the other.
 
     Of a data set saved with splits, `train` is taken. Paths of images start at the folder. Raises DataError.
     """
     tokenizer = tokenizer_of(processor, str(folder))
-    if (folder / _SAVED).is_file() or (folder / _SAVED_SPLITS).is_file():
-        return from_rows(str(folder), _saved(folder), processor, max_length, _digest(_all(folder)), folder)
-    files = _of_one_kind(folder)
+    if is_saved(folder):
+        rows, content = saved(folder), _digest(saved_files(folder))
+        return from_rows(str(folder), rows, processor, max_length, content, folder, apart)
+    files = of_one_kind(folder)
     if files[0].suffix.lower() in LOADERS:
-        return from_rows(str(folder), read_rows(files), processor, max_length, _digest(files), folder)
-    length = block_length(tokenizer, max_length)
+        return from_rows(str(folder), read_rows(files), processor, max_length, _digest(files), folder, apart)
     documents = [document for path in files for document in read_documents(path)]
-    fingerprint = fingerprint_of(_digest(files), length, tokenizer.get_vocab())
-    return from_documents(str(folder), documents, tokenizer, length, fingerprint)
+    return from_documents(str(folder), documents, tokenizer, max_length, _digest(files), apart)
 
 
-def _of_one_kind(folder: Path) -> list[Path]:
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote it."""
+    return (folder / _SAVED).is_file() or (folder / _SAVED_SPLITS).is_file()
+
+
+def of_one_kind(folder: Path) -> list[Path]:
+    """Its files of the first kind there is, by name. DataError for none."""
     for kind in _KINDS:
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() == kind and path.is_file())
         if files:
@@ -44,7 +49,8 @@ def _of_one_kind(folder: Path) -> list[Path]:
     raise DataError(f"{folder} holds no data: no {', '.join(_KINDS)} files, nor what `save_to_disk` writes")
 
 
-def _saved(folder: Path) -> Any:
+def saved(folder: Path) -> Any:
+    """The table that `save_to_disk` wrote there. DataError for one without the split train."""
     from datasets import Dataset, DatasetDict, load_from_disk
 
     try:
@@ -59,7 +65,8 @@ def _saved(folder: Path) -> Any:
     return found[_SPLIT]
 
 
-def _all(folder: Path) -> list[Path]:
+def saved_files(folder: Path) -> list[Path]:
+    """Every file of it."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 

@@ -30,21 +30,26 @@ class DatasetId:
         return None if found is None else cls(found["path"], found["config"], found["split"] or "train")
 
 
-def open_dataset(name: str, processor: Any = None, max_length: int | None = None) -> Source:
+def open_dataset(name: str, processor: Any = None, max_length: int | None = None, apart: bool = False) -> Source:
     """Data set `name` (`id[:config][@split]`, split `train` without) as a Source, by the same columns as local files.
 
     Raises DataError.
     """
     # Before anything is downloaded.
     tokenizer_of(processor, name)
+    rows = _loaded(name, identifier(name))
+    return from_rows(name, rows, processor, max_length, rows._fingerprint, apart=apart)
+
+
+def identifier(name: str) -> DatasetId:
+    """What `name` says. DataError for what can be none."""
     wanted = DatasetId.parse(name)
     if wanted is None:
         raise DataError(
             f"{name!r} is no embedded source (digits-vqa, stdlib-text), no local file, and no `datasets` id, which is "
             "written owner/name, owner/name:config or owner/name:config@split"
         )
-    rows = _loaded(name, wanted)
-    return from_rows(name, rows, processor, max_length, rows._fingerprint)
+    return wanted
 
 
 def _loaded(name: str, wanted: DatasetId) -> Any:
@@ -53,14 +58,20 @@ def _loaded(name: str, wanted: DatasetId) -> Any:
     try:
         return load_dataset(wanted.path, wanted.config, split=wanted.split)
     except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise DataError(
-            f"{name!r} is no embedded source (digits-vqa, stdlib-text) and no local file, and `datasets` could not "
-            f"load it: {reason.rstrip('.')}. {_advice(config.HF_HUB_OFFLINE, error)}"
-        ) from error
+        raise DataError(f"{unloadable(name, error)} {advice(config.HF_HUB_OFFLINE, error)}") from error
 
 
-def _advice(offline: bool, error: Exception) -> str:
+def unloadable(name: str, error: Exception) -> str:
+    """What became of `name`."""
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return (
+        f"{name!r} is no embedded source (digits-vqa, stdlib-text) and no local file, and `datasets` could not "
+        f"load it: {reason.rstrip('.')}."
+    )
+
+
+def advice(offline: bool, error: Exception) -> str:
+    """What to do about it."""
     if offline:
         return f"HF_HUB_OFFLINE is set, so only data sets downloaded before can be used: unset it, or {_OFFLINE}"
     if isinstance(error, ConnectionError):

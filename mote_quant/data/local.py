@@ -8,7 +8,7 @@ from typing import Any
 
 from mote_quant.data import text
 from mote_quant.data.rows import from_documents, from_rows
-from mote_quant.data.source import Source, fingerprint_of
+from mote_quant.data.source import Source
 from mote_quant.errors import DataError
 
 DOCUMENT_END = "<|endoftext|>"
@@ -17,21 +17,19 @@ LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 """Ending of a file with rows -> how it is read."""
 
 
-def open_file(path: Path, processor: Any = None, max_length: int | None = None) -> Source:
+def open_file(path: Path, processor: Any = None, max_length: int | None = None, apart: bool = False) -> Source:
     """A local file as a Source: the last 5 % is the test split, the 5 % before it validation. Raises DataError."""
     if path.is_dir():
         from mote_quant.data.folders import open_folder
 
-        return open_folder(path, processor, max_length)
+        return open_folder(path, processor, max_length, apart)
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty")
     tokenizer = text.tokenizer_of(processor, str(path))
     content = path.read_bytes()
     if path.suffix.lower() in LOADERS:
-        return from_rows(str(path), read_rows(path), processor, max_length, content, path.parent)
-    length = text.block_length(tokenizer, max_length)
-    fingerprint = fingerprint_of(content, length, tokenizer.get_vocab())
-    return from_documents(str(path), read_documents(path), tokenizer, length, fingerprint)
+        return from_rows(str(path), read_rows(path), processor, max_length, content, path.parent, apart)
+    return from_documents(str(path), read_documents(path), tokenizer, max_length, content, apart)
 
 
 def read_documents(path: Path) -> list[str]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 from torch import nn
 
 from mote_quant.data import open_source
+from mote_quant.data.reading import USUAL, Opener, Reading
 from mote_quant.data.source import Source, within
+from mote_quant.data.streams.stream import Streamed
 from mote_quant.data.text import collate_blocks
 from mote_quant.errors import DataError
 
-Opener = Callable[[str, int | None], Source]
+__all__ = ["Opener", "context_of", "opener_for", "too_long"]
 
 
 def opener_for(model: nn.Module, *, processor: Any = None, data: str | Source | None = None, seed: int = 0) -> Opener:
@@ -20,18 +21,18 @@ def opener_for(model: nn.Module, *, processor: Any = None, data: str | Source | 
     if isinstance(data, str) and not data.strip():
         raise DataError("data is empty: name a file or a data source, or leave it out")
     context = context_of(model)
-    opened: dict[tuple[str, int | None], Source] = {}
+    opened: dict[tuple[str, int | None, Reading], Source] = {}
 
-    def open_data(name: str, max_length: int | None) -> Source:
+    def open_data(name: str, max_length: int | None, reading: Reading = USUAL) -> Source:
         if isinstance(data, Source):
             return _fitted(data, model)
         if (why := too_long(max_length, context)) is not None:
             raise DataError(f"max_length: {why}")
-        key = (data or name, max_length)
+        key = (data or name, max_length, reading)
         if key not in opened:
-            source = open_source(key[0], processor=processor, max_length=max_length, seed=seed)
+            source = open_source(key[0], processor=processor, max_length=max_length, seed=seed, reading=reading)
             if max_length is None and context is not None and _block(source) > context:
-                source = open_source(key[0], processor=processor, max_length=context, seed=seed)
+                source = open_source(key[0], processor=processor, max_length=context, seed=seed, reading=reading)
             opened[key] = _fitted(source, model)
         return opened[key]
 
@@ -52,6 +53,8 @@ def too_long(max_length: int | None, context: int | None) -> str | None:
 
 def _block(source: Source) -> int:
     """Tokens a sample of a source that cuts its text into blocks, which could be shorter; 0 for any other."""
+    if isinstance(source, Streamed):
+        return source.stream.block
     return len(source.train[0]["input_ids"]) if source.collate is collate_blocks and source.train else 0
 
 

@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mote_quant.data.conversations import named_within
 from mote_quant.errors import DataError
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ class Picture:
 
 def pictures_of(row: Mapping[str, Any], where: str, folder: Path) -> list[Picture]:
     """The images of a row; paths start from `folder`. DataError for a row without one, or with a path to nothing."""
-    values = [value for column in COLUMNS for value in _listed(row.get(column)) if value is not None]
+    values = named_within(row) or [
+        value for column in COLUMNS for value in _listed(row.get(column)) if value is not None
+    ]
     if not values:
         raise DataError(f"{where}: there is no image, though other rows have one; give it one or leave it out")
     return [_picture(value, where, folder) for value in values]

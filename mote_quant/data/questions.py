@@ -1,54 +1,74 @@
-"""Rows with images: questions about them, or texts that go with them, through the model's own processor."""
+"""Rows with images: questions about them, conversations, or texts that go with them, through the model's processor."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from mote_quant.data import chat
 from mote_quant.data.answers import Turn, collate_answers
-from mote_quant.data.columns import pair_in, string
-from mote_quant.data.pictures import pictures_of
+from mote_quant.data.columns import described, pair_in, string
+from mote_quant.data.conversations import conversation, images_within
+from mote_quant.data.pictures import COLUMNS, pictures_of
 from mote_quant.data.processors import image_token_of, settings_of
 from mote_quant.data.source import Sample, Source, fingerprint_of, split
+from mote_quant.data.stored import StoredTable
 from mote_quant.errors import DataError
 
-_AT_ONCE = 64
+
+def shows_images(row: Mapping[str, Any]) -> bool:
+    """Whether a row is one with images: in a column, or in its conversation."""
+    return bool(set(COLUMNS).intersection(row)) or images_within(row)
 
 
 @dataclass(frozen=True)
 class Questions:
-    """A `datasets` table (in "arrow" format) whose rows have images, read as they are stored: bytes or paths.
+    """Rows with images, read as they are stored: bytes or paths, which start at `folder`.
 
-    `folder` is where paths start, `limit` the most tokens a row may have.
+    `limit` is the most tokens a row may have. Of a table (`rows`) samples hold the number of their row; of a stream
+    they hold the row itself.
     """
 
     name: str
-    rows: Any
     processor: Any
     folder: Path
     limit: int | None
+    rows: StoredTable | None = None
+    kind: str = "vqa"
+
+    @property
+    def settings(self) -> list[Any]:
+        """What decides how a row looks to the model."""
+        return [self.limit, *settings_of(self.processor)]
 
     def source(self, content: bytes | str) -> Source:
-        """As a Source. Every image is read once, for the fingerprint and to see that it is there; DataError if not."""
+        """The table as a Source. Every image is read once, for the fingerprint and to see that it is there."""
         digests: list[str] = []
         samples: list[Sample] = []
-        for index, row in enumerate(self._all()):
-            where = self._where(index)
-            pictures = pictures_of(row, where, self.folder)
-            for picture in pictures:
-                picture.check()
-            digests += [fingerprint_of(picture.data) for picture in pictures]
-            prompt, completion = self._texts(row, where, len(pictures))
-            samples.append({"row": index, "prompt": prompt, "completion": completion})
-        fingerprint = fingerprint_of(content, digests, self.limit, *settings_of(self.processor))
-        return Source(self.name, fingerprint, **split(samples), collate=self.collate, kind="vqa")
+        for index, row in enumerate(self.rows or ()):
+            sample, found = self._looked_at(row, f"{self.name}, row {index + 1}")
+            digests += found
+            samples.append(sample | {"row": index})
+        fingerprint = fingerprint_of(content, digests, *self.settings)
+        return Source(self.name, fingerprint, **split(samples), collate=self.collate, kind=self.kind)
+
+    def samples(self, row: Mapping[str, Any], where: str) -> list[Sample]:
+        """The sample of a row of a stream. DataError for one whose images are not there."""
+        return [self._looked_at(row, where)[0]]
+
+    def state(self) -> Any:
+        """Nothing is kept from one row to the next."""
+        return None
+
+    def load(self, state: Any) -> None:
+        """Nothing to do."""
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Model inputs with `labels` over the completions. DataError for what is longer than the limit."""
+        """Model inputs with `labels` over what is answered. DataError for what is longer than the limit."""
         turns = [self._turn(sample) for sample in samples]
         batch = collate_answers(self.processor, turns)
         for turn, length in zip(turns, batch["attention_mask"].sum(1).tolist(), strict=True):
@@ -60,17 +80,27 @@ class Questions:
         return batch
 
     def _turn(self, sample: Sample) -> Turn:
-        where = self._where(sample["row"])
-        row = self.rows[sample["row"]].to_pylist()[0]
+        row, where = sample["row"], sample["where"]
+        if self.rows is not None:
+            row = self.rows[row]
         images = [picture.load() for picture in pictures_of(row, where, self.folder)]
-        return Turn(sample["prompt"], sample["completion"], images, where)
+        return Turn(sample["prompt"], sample["completion"], images, where, sample["rest"])
 
-    def _all(self) -> Iterator[dict[str, Any]]:
-        for table in self.rows.iter(_AT_ONCE):
-            yield from table.to_pylist()
+    def _looked_at(self, row: Mapping[str, Any], where: str) -> tuple[Sample, list[str]]:
+        """The sample of a row, and a hash of each of its images."""
+        found = pictures_of(row, where, self.folder)
+        for picture in found:
+            picture.check()
+        said = self._said(row, where, len(found))
+        return {"row": row, "where": where, **said}, [fingerprint_of(picture.data) for picture in found]
 
-    def _where(self, index: int) -> str:
-        return f"{self.name}, row {index + 1}"
+    def _said(self, row: Mapping[str, Any], where: str, images: int) -> dict[str, Any]:
+        column = chat.column_in(row)
+        if column is not None:
+            first, *rest = conversation(row, column, where, images, self.processor)
+            return {"prompt": first.text, "completion": "", "rest": rest}
+        prompt, completion = self._texts(row, where, images)
+        return {"prompt": prompt, "completion": completion, "rest": []}
 
     def _texts(self, row: Mapping[str, Any], where: str, images: int) -> tuple[str, str]:
         """Prompt and completion. A `text` is what is said to the images alone, or after the last place for one."""
@@ -78,9 +108,11 @@ class Questions:
         pair = pair_in(row)
         if pair is not None:
             prompt, completion = (_filled(string(row, column, where), column, where) for column in pair)
-        else:
+        elif "text" in row:
             before, place, after = _cut(string(row, "text", where), token)
             prompt, completion = before + place, _filled(after, "text", where)
+        else:
+            raise DataError(f"{where} {described(row)}")
         if token is not None:
             _check_places(prompt.count(token), completion.count(token), images, f"{where}: {token}")
         return prompt, completion

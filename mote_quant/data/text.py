@@ -37,22 +37,49 @@ def blocks(documents: Iterable[str], tokenizer: Any, length: int) -> list[Sample
 
     Every document ends with the tokenizer's end token, where it has one.
     """
-    ids: list[int] = []
-    sizes: list[int] = []
-    for document in documents:
-        fast = bool(tokenizer.is_fast)
-        encoded = tokenizer(document, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
-        tokens = encoded["input_ids"]
-        ids += tokens
-        sizes += _byte_sizes(document, encoded["offset_mapping"]) if fast else _shares(document, len(tokens))
-        if tokenizer.eos_token_id is not None:
-            ids.append(tokenizer.eos_token_id)
-            sizes.append(0)
-    starts = range(0, len(ids) - length + 1, length)
+    cutter = Cutter(tokenizer, length)
+    return [sample for document in documents for sample in cutter.cut(document)]
+
+
+class Cutter:
+    """Joins documents and cuts them into blocks, one document at a time; what is left over begins the next block."""
+
+    def __init__(self, tokenizer: Any, length: int) -> None:
+        self._tokenizer = tokenizer
+        self._length = length
+        self.rest: tuple[list[int], list[int]] = ([], [])
+        """Tokens that fill no block yet, and the bytes of each."""
+
+    def cut(self, document: str) -> list[Sample]:
+        """The blocks that are full now."""
+        tokens, covered = _tokens(document, self._tokenizer)
+        ids, sizes, length = self.rest[0] + tokens, self.rest[1] + covered, self._length
+        end = len(ids) - len(ids) % length
+        self.rest = ids[end:], sizes[end:]
+        return [
+            {"input_ids": torch.tensor(ids[start : start + length]), "bytes": sum(sizes[start + 1 : start + length])}
+            for start in range(0, end, length)
+        ]
+
+
+def pieces(document: str, tokenizer: Any, length: int) -> list[Sample]:
+    """A document by itself, in pieces of at most `length` tokens; the first token of each is not predicted."""
+    ids, sizes = _tokens(document, tokenizer)
+    # Of a single token there is nothing to learn.
+    parts = [slice(start, start + length) for start in range(0, len(ids) - 1, length)]
     return [
-        {"input_ids": torch.tensor(ids[start : start + length]), "bytes": sum(sizes[start + 1 : start + length])}
-        for start in starts
+        {"input_ids": ids[part], "labels": [IGNORED, *ids[part][1:]], "bytes": sum(sizes[part][1:])} for part in parts
     ]
+
+
+def _tokens(document: str, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The tokens of a document and its end token, and how many bytes of it each covers."""
+    fast = bool(tokenizer.is_fast)
+    encoded = tokenizer(document, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
+    ids = list(encoded["input_ids"])
+    sizes = _byte_sizes(document, encoded["offset_mapping"]) if fast else _shares(document, len(ids))
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return ids + end, sizes + [0] * len(end)
 
 
 def _byte_sizes(document: str, offsets: Sequence[tuple[int, int]]) -> list[int]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from mote_quant.estimate.memory import OPTIMIZER, spilled
+from mote_quant.estimate.memory import spilled
 from mote_quant.estimate.report import Disk
 from mote_quant.estimate.sizes import FLOAT, Sizes
 from mote_quant.recipe.schema import Quantize, Train
 
+OPTIMIZER = 2 * FLOAT
+"""Bytes of Adam's states of a trained number."""
 CHECKPOINTS = 10
 """Checkpoints of a training that does not say otherwise."""
 

@@ -1,7 +1,6 @@
-"""The most memory that each part of a run holds at a time.
+"""The most memory that each part of a run holds at a time; what a training holds is in `training`.
 
-What was measured and is counted here: weights are mapped from their files and stay resident once read; Adam keeps two
-float32 numbers a trained one; a frozen layer keeps no input for its backward.
+Weights are mapped from their files and stay resident once read.
 """
 
 from __future__ import annotations
@@ -9,12 +8,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from pathlib import Path
 
 from mote_quant.anatomy.inventory import Parameter
 from mote_quant.data.calibration import HELD_OUT_SHARE
+from mote_quant.estimate.formulas import DEFAULT_LENGTH
 from mote_quant.estimate.sizes import FLOAT, Rounded, Sizes, largest, numbers
-from mote_quant.recipe.schema import IntegerBits, Quantize, Train
+from mote_quant.recipe.schema import IntegerBits, Quantize
 from mote_quant.steps.quantize.measure import POSITIONS
 from mote_quant.steps.quantize.methods import NEEDS
 from mote_quant.steps.quantize.methods.gptq import ROWS
@@ -22,13 +21,6 @@ from mote_quant.steps.quantize.spill import HELD_BYTES
 
 RUNTIME = 640 * 2**20
 """Python with torch, transformers and datasets imported."""
-OPTIMIZER = 2 * FLOAT
-"""Bytes that Adam keeps for a trained number."""
-DEFAULT_LENGTH = 512
-_LOGIT = 2 * FLOAT
-"""Bytes a logit takes beside its own in a loss: as float32, and its gradient."""
-_LAYER_OF_EXPERTS_TRAINS = 4
-"""Inner values of an expert that its backward needs, float32: gate, activation, up, product."""
 
 
 def loading(sizes: Sizes) -> int:
@@ -39,55 +31,6 @@ def loading(sizes: Sizes) -> int:
 def upcycling(sizes: Sizes) -> int:
     """The dense model and the new experts beside it."""
     return RUNTIME + sizes.dense_bytes + sizes.experts_bytes + round(largest(sizes.held) * sizes.width)
-
-
-def training(sizes: Sizes, config: Train, trained: int) -> int:
-    """Weights and optimizer all the time; then either activations, or (when they are gone) gradients."""
-    held = RUNTIME + sizes.dense_bytes + sizes.experts_bytes + masters(sizes, config, trained) + OPTIMIZER * trained
-    held += teaching(sizes, config)
-    gradients, passing = FLOAT * trained, activations(sizes, config) + logits(sizes, config)
-    return held + (gradients + passing if config.gradient_accumulation > 1 else max(gradients, passing))
-
-
-def masters(sizes: Sizes, config: Train, trained: int) -> int:
-    """Float32 copies for the time of a training: of all weights, or (bfloat16) of those that train."""
-    if sizes.width >= FLOAT:
-        return 0
-    latent = sizes.of_role("routed") if sizes.experts_bytes else 0
-    total = sum(weight.parameters for weight in sizes.plan.dense.roles.values())
-    return FLOAT * (total if config.precision == "float32" else max(trained - latent, 0))
-
-
-def teaching(sizes: Sizes, config: Train) -> int:
-    """A teacher, as large as its files (one that lies in no folder counts nothing), and its logits."""
-    if config.distill is None:
-        return 0
-    files = Path(config.distill.teacher).glob("*.safetensors")
-    return sum(path.stat().st_size for path in files) + logits(sizes, config)
-
-
-def activations(sizes: Sizes, config: Train) -> int:
-    """What the backward pass needs of the tokens of a micro-batch, all layers together."""
-    inner = sizes.attention + 3 * sizes.feed_forward
-    width = FLOAT if config.precision == "float32" else FLOAT // 2
-    experts = sum(
-        layout.top_k * (layout.intermediate_size // layout.split * _LAYER_OF_EXPERTS_TRAINS + layout.hidden_size)
-        for layout in sizes.plan.layouts
-    )
-    # Two norms keep their input, and what they made of it, in float32.
-    a_layer = 4 * sizes.hidden * FLOAT + inner * width
-    return tokens(config) * (len(sizes.layers) * a_layer + experts * FLOAT)
-
-
-def logits(sizes: Sizes, config: Train) -> int:
-    """Logits of a micro-batch, and what their loss makes of them."""
-    width = FLOAT if config.precision == "float32" else FLOAT // 2
-    return tokens(config) * sizes.vocabulary * (width + _LOGIT)
-
-
-def tokens(config: Train) -> int:
-    """Tokens of a micro-batch."""
-    return config.batch_size * (config.max_length or DEFAULT_LENGTH)
 
 
 def quantizing(sizes: Sizes, config: Quantize) -> int:

@@ -8,8 +8,10 @@ from typing import Any
 
 from mote_quant.errors import RequestError
 from mote_quant.estimate.rates import Rates
+from mote_quant.estimate.training import Training
 from mote_quant.machine import Machine
 from mote_quant.memory.units import human_bytes
+from mote_quant.parallel.sharings import Sharding
 
 Seconds = tuple[float, float]
 """The least and the most that is to be expected."""
@@ -38,7 +40,8 @@ class Disk:
 class Estimate:
     """What a run will take. `streamed`: layer by layer; else `why_not` says what stands against that.
 
-    `there`: bytes of what it writes that lie in the output folder already.
+    `there`: bytes of what it writes that lie in the output folder already. `trainings`: its train steps,
+    and `shardings` how several processes may share them.
     """
 
     parts: tuple[Part, ...]
@@ -47,6 +50,8 @@ class Estimate:
     rates: Rates | None
     why_not: str | None
     there: int = 0
+    trainings: tuple[Training, ...] = ()
+    shardings: tuple[Sharding, ...] = ()
 
     @property
     def streamed(self) -> bool:
@@ -93,6 +98,7 @@ class Estimate:
             "streamed": self.streamed,
             "why_not_streamed": self.why_not,
             "parts": [asdict(part) for part in self.parts],
+            "training": [training.to_dict(way) for training in self.trainings for way in self.shardings],
             "peak_bytes": self.peak,
             "accelerator_peak_bytes": self.accelerator_peak,
             "seconds": self.seconds,

@@ -7,8 +7,9 @@ were measured took lay between half and three times the work over the rates, so 
 from __future__ import annotations
 
 from mote_quant.data.calibration import HELD_OUT_SHARE
-from mote_quant.estimate.disk import checkpoint_bytes, checkpoints, state_bytes
-from mote_quant.estimate.memory import DEFAULT_LENGTH, OPTIMIZER, inputs, tokens
+from mote_quant.estimate.disk import OPTIMIZER, checkpoint_bytes, checkpoints, state_bytes
+from mote_quant.estimate.formulas import DEFAULT_LENGTH, tokens
+from mote_quant.estimate.memory import inputs
 from mote_quant.estimate.rates import Rates
 from mote_quant.estimate.report import Seconds
 from mote_quant.estimate.sizes import FLOAT, Rounded, Sizes

@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import nn
 
 from mote_quant.hf.hub import push_to_hub
+from mote_quant.hf.pulling import watch_losses
 from mote_quant.hf.quantizer import MoteConfig, MoteQuantizer, register
 from mote_quant.hf.saving import save_pretrained
 from mote_quant.hf.structure import structure_of
@@ -39,6 +40,7 @@ def attach(
     quantizer.save_latent = config.latent and not finished
     for block in blocks(model).values():
         block.balance_loss, block.z_loss = config.balance_loss, config.z_loss
+    watch_losses(model)
     model.hf_quantizer = quantizer
     cast(Any, model).is_quantized = True
     cast(Any, model).config.quantization_config = config

@@ -2,56 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mote_quant.data.source import IGNORED
+from mote_quant.hf.lesson import Lesson, state_distance, summed_divergence, summed_divergence_of_words
+from mote_quant.hf.states import at, attended, labelled, watched
+from mote_quant.ranks import gathered
 
 
-def summed_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Sum over the rows of KL(teacher || student) in nats, in float32, of logits [rows, vocabulary] / temperature."""
-    log_student, log_teacher = ((logits.float() / temperature).log_softmax(-1) for logits in (student, teacher))
-    return F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+class Teacher(Protocol):
+    """Whoever knows what a batch should lead to."""
+
+    def to(self, device: torch.device) -> None:
+        """Go where the student is."""
+
+    def teach(self, inputs: Mapping[str, Tensor]) -> Lesson:
+        """What is said of a batch with `labels`."""
+        ...
+
+
+class LiveTeacher:
+    """A model in eval mode that needs no gradients; with `states` it also shows those after each decoder layer."""
+
+    def __init__(self, model: nn.Module, states: bool = False) -> None:
+        self._model = model
+        self._states = states
+
+    def to(self, device: torch.device) -> None:
+        """Move the model to where the student is."""
+        self._model.to(device)
+
+    @torch.no_grad()
+    def teach(self, inputs: Mapping[str, Tensor]) -> Lesson:
+        """A forward of the batch."""
+        given = {name: value for name, value in inputs.items() if name != "labels"}
+        with _states_of(self._model, self._states) as states:
+            logits = cast(Any, self._model)(**given, use_cache=False).logits
+        return Lesson(logits[:, :-1][labelled(inputs)], None, at(states, attended(inputs)))
+
+
+def _states_of(model: nn.Module, wanted: bool) -> AbstractContextManager[list[Tensor]]:
+    return watched(model) if wanted else nullcontext([])
 
 
 class Distillation:
-    """`(1 - weight) * task loss + weight * T^2 * KL(teacher || student)`, over the positions that have a label.
+    """`(1 - weight) * task loss + weight * T^2 * KL(teacher || student)`, over the positions that have a label; and
+    `hidden` times the distance of the states after each layer.
 
-    `teacher` is in eval mode and needs no gradients. T^2 keeps the gradient's size whatever the temperature.
+    T^2 keeps the gradient's size whatever the temperature.
     """
 
-    def __init__(self, teacher: nn.Module, weight: float, temperature: float) -> None:
-        self._teacher = teacher
+    def __init__(self, teacher: Teacher | nn.Module, weight: float, temperature: float, hidden: float = 0.0) -> None:
+        self._teacher: Teacher = LiveTeacher(teacher) if isinstance(teacher, nn.Module) else teacher
         self._weight = weight
         self._temperature = temperature
+        self._hidden = hidden
         self._sum, self._positions = 0.0, 0
 
     def to(self, device: torch.device) -> None:
         """Move the teacher to where the student is."""
         self._teacher.to(device)
 
-    def loss(self, task: Tensor, logits: Tensor, inputs: Mapping[str, Tensor], items: Tensor | int | None) -> Tensor:
+    @contextmanager
+    def watching(self, student: nn.Module) -> Iterator[list[Tensor]]:
+        """Inside, a forward of the student leaves the states that `loss` wants in the list."""
+        with _states_of(student, bool(self._hidden)) as states:
+            yield states
+
+    def loss(
+        self,
+        task: Tensor,
+        logits: Tensor,
+        inputs: Mapping[str, Tensor],
+        items: Tensor | int | None,
+        states: list[Tensor] | None = None,
+    ) -> Tensor:
         """The loss of a batch with `labels` whose task loss is `task`; `logits` [batch, length, vocabulary].
 
         `items` is what the sum over the batch is divided by, as in `task`; None for the mean over its positions.
+        `states` are the student's, as `watching` has them.
         """
-        # As the labels of the task are: position i predicts token i + 1.
-        labelled = inputs["labels"][:, 1:] != IGNORED
-        given = {name: value for name, value in inputs.items() if name != "labels"}
-        with torch.no_grad():
-            target = cast(Any, self._teacher)(**given, use_cache=False).logits[:, :-1][labelled]
-        summed = summed_divergence(logits[:, :-1][labelled], target, self._temperature)
-        positions = int(labelled.sum())
+        lesson = self._teacher.teach(inputs)
+        summed = self._divergence(logits[:, :-1][labelled(inputs)], lesson)
+        positions = int(labelled(inputs).sum())
         self._sum, self._positions = self._sum + float(summed.detach()), self._positions + positions
-        divergence = summed / (max(positions, 1) if items is None else items)
-        return (1 - self._weight) * task + self._weight * self._temperature**2 * divergence
+        divisor = max(positions, 1) if items is None else items
+        loss = (1 - self._weight) * task + self._weight * self._temperature**2 * summed / divisor
+        if not self._hidden:
+            return loss
+        # Micro-batches add up: each counts by its share of what is predicted.
+        distance = state_distance(at(states or [], attended(inputs)), lesson.states)
+        return loss + self._hidden * distance * positions / divisor
+
+    def _divergence(self, logits: Tensor, lesson: Lesson) -> Tensor:
+        if lesson.words is not None:
+            return summed_divergence_of_words(logits, lesson.words, self._temperature)
+        return summed_divergence(logits, cast(Tensor, lesson.logits), self._temperature)
 
     def mean(self) -> float:
-        """KL(teacher || student) at the temperature, in nats a position, of all batches since this was last asked."""
-        mean = self._sum / max(self._positions, 1)
+        """KL(teacher || student) at the temperature, in nats a position, of all batches since this was last asked.
+
+        Of those of all processes; all of them have to ask.
+        """
+        seen = gathered((self._sum, self._positions))
+        mean = sum(found for found, _ in seen) / max(sum(positions for _, positions in seen), 1)
         self._sum, self._positions = 0.0, 0
         return mean

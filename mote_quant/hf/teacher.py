@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
-from mote_quant.errors import ModelError, MoteError
-from mote_quant.hf.loading import check_finite, check_model, load_model, load_processor
+from mote_quant.anatomy.structure import decoder_layers
+from mote_quant.errors import ModelError, MoteError, SaveError
+from mote_quant.hf.integrity import sha256, write_atomic
+from mote_quant.hf.loading import check_finite, check_model, folder_of, load_model, load_processor
+
+_HASHES = "teachers.json"
+_OF_A_MODEL = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
 
 
 def open_teacher(name: str, student: nn.Module, processor: Any = None) -> nn.Module:
@@ -26,6 +34,47 @@ def open_teacher(name: str, student: nn.Module, processor: Any = None) -> nn.Mod
     if processor is not None:
         _check_same_words(name, load_processor(name), processor)
     return teacher.eval().requires_grad_(False)
+
+
+def check_same_states(name: str, teacher: nn.Module, student: nn.Module) -> None:
+    """ModelError where the two do not have as many decoder layers, of the same width."""
+    theirs, ours = (_layers_and_width(model) for model in (teacher, student))
+    if theirs != ours:
+        raise ModelError(
+            f"distill.hidden: {name} has {theirs[0]} decoder layers of width {theirs[1]}, the model it is to teach "
+            f"{ours[0]} of width {ours[1]}: take a teacher of the same shape, or leave hidden out"
+        )
+
+
+def _layers_and_width(model: nn.Module) -> tuple[int, int]:
+    config = cast(Any, model).config.get_text_config()
+    return len(decoder_layers(model)), int(config.hidden_size)
+
+
+def known_hash(name: str, cache: str) -> str | None:
+    """The hash of the weights of the model `name` as `cache` remembers it; None where it does not know these files."""
+    try:
+        return cast("dict[str, str]", json.loads((Path(cache) / _HASHES).read_text())).get(_files_hash(name))
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def remember_hash(name: str, cache: str, weights: str) -> None:
+    """Have `cache` know the hash of the weights of the model `name`, so that it need not be loaded. SaveError."""
+    path = Path(cache) / _HASHES
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        known = json.loads(path.read_text()) if path.exists() else {}
+        write_atomic(path, json.dumps(known | {_files_hash(name): weights}, indent=1))
+    except (OSError, ValueError, TypeError) as error:
+        raise SaveError(f"{path} could not be written: {error}; free space, or delete it") from error
+
+
+def _files_hash(name: str) -> str:
+    """sha256 over a model's weight files and what its config says."""
+    folder = folder_of(name)
+    files = sorted(path for path in folder.iterdir() if path.suffix in _OF_A_MODEL)
+    return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
 
 
 def _check_same_tokens(name: str, teacher: nn.Module, student: nn.Module) -> None:

@@ -18,13 +18,17 @@ from transformers.trainer import TRAINER_STATE_NAME
 from mote_quant.data.schedule import Schedule
 from mote_quant.errors import TrainingError
 from mote_quant.hf import checkpoint as checkpoints
-from mote_quant.hf import random_state
+from mote_quant.hf import training_state
 from mote_quant.hf.distillation import Distillation
+from mote_quant.hf.guard import LossGuard
+from mote_quant.hf.pulling import follow_loss
 from mote_quant.hf.quantizer import MoteQuantizer
+from mote_quant.moe import blocks
+from mote_quant.ranks import gathered, mean, ranks
 
 
 class MoteTrainer(Trainer):  # type: ignore[misc]
-    """Trains `model` on `schedule`; `tokens` counts the input tokens seen, resumed runs included.
+    """Trains `model` on `schedule`.
 
     With a `distillation` the loss is what that makes of the model's own. `optimizer` makes one, given the names of the
     parameters that weight decay may be applied to.
@@ -39,14 +43,16 @@ class MoteTrainer(Trainer):  # type: ignore[misc]
         optimizer: Callable[[Collection[str]], torch.optim.Optimizer],
         callbacks: Sequence[TrainerCallback] = (),
         distillation: Distillation | None = None,
+        guard: LossGuard | None = None,
     ) -> None:
         with _taken_for_dense(model):
             super().__init__(model, arguments, data_collator=collate, train_dataset=schedule, callbacks=list(callbacks))
         self.remove_callback(PrinterCallback)
-        self.tokens = 0
+        self._tokens = 0
         self.optimizer: Any
         self._make_optimizer = optimizer
         self._distillation = distillation
+        self._guard = guard
         if distillation is not None:
             distillation.to(self.args.device)
 
@@ -60,15 +66,28 @@ class MoteTrainer(Trainer):  # type: ignore[misc]
         return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        """One forward and backward; raises TrainingError at the first loss that is not finite."""
-        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
-        if not torch.isfinite(loss):
+        """One forward and backward; raises TrainingError at the first loss that is not finite, unless there is a guard.
+
+        A step that the guard leaves out moves nothing; what is usual stands in for its loss.
+        """
+        if self._guard is not None and self._guard.skips(self.state.global_step):
+            usual = (self._guard.usual or 0.0) / self.args.gradient_accumulation_steps
+            return torch.tensor(usual, device=self.args.device)
+        # Of all processes: a loss that one of them cannot go on with is that of all.
+        loss: Tensor = mean(super().training_step(model, inputs, *args, **kwargs))
+        if self._guard is not None:
+            self._guard.add(loss.item())
+        elif not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} after step {self.state.global_step}: lower learning_rate, add warmup, or "
                 "check the data. The last checkpoint is kept; change the recipe and use a new output folder"
             )
-        self.tokens += inputs["input_ids"].numel()
+        self._tokens += inputs["input_ids"].numel()
         return loss
+
+    def total_tokens(self) -> int:
+        """The input tokens seen by all processes, resumed runs included; to be asked for by all of them."""
+        return sum(gathered(self._tokens))
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -76,55 +95,59 @@ class MoteTrainer(Trainer):  # type: ignore[misc]
         """The model's own loss, mixed with the distance from a teacher where there is one."""
         if self._distillation is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        task, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        loss = self._distillation.loss(task, outputs["logits"], inputs, num_items_in_batch)
-        return (loss, outputs) if return_outputs else loss
+        with self._distillation.watching(self.model) as states:
+            task, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        # Trainer multiplies a share of a loss by the number of processes, for their gradients are averaged.
+        world = 1 if num_items_in_batch is None else ranks().world
+        loss = self._distillation.loss(task / world, outputs["logits"], inputs, num_items_in_batch, states)
+        if blocks(self.model):
+            loss = follow_loss(self.model, loss)
+        return (world * loss, outputs) if return_outputs else world * loss
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of this moment."""
+        self._save_checkpoint(self.model, None)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        optimizer = self.optimizer.state_dict()
-        tensors = {f"model.{name}": p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
-        for index, state in optimizer["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
-        random_tensors, random_values = random_state.capture()
-        tensors |= {f"random.{name}": tensor for name, tensor in random_tensors.items()}
         values = {
-            "param_groups": optimizer["param_groups"],
-            "scheduler": self.lr_scheduler.state_dict(),
-            "random": random_values,
-            "tokens": self.tokens,
+            "scheduler": training_state.schedule_of(self.lr_scheduler),
+            "tokens": self.total_tokens(),
             "data": self.train_dataset.state_dict(),
+            "guard": None if self._guard is None else self._guard.state_dict(),
         }
         # Through JSON as Trainer itself writes it: resuming reads the same file.
         self.state.stateful_callbacks["TrainerControl"] = self.control.state()
         trainer_state = json.dumps(dataclasses.asdict(self.state), indent=2, sort_keys=True, default=str)
+        checkpoint = training_state.collect(self.model, _inner(self.optimizer), values)
         folder = Path(self.args.output_dir)
-        checkpoint = checkpoints.Checkpoint(tensors, values)
-        checkpoints.write(folder, self.state.global_step, checkpoint, {TRAINER_STATE_NAME: trainer_state})
+        # The newest may have been written after a spike began: with a guard the one before it stays too.
+        keep = 1 if self._guard is None else 2
+        checkpoints.write(folder, self.state.global_step, checkpoint, {TRAINER_STATE_NAME: trainer_state}, keep)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved = _part(checkpoints.read(Path(resume_from_checkpoint)).tensors, "model")
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(saved[name])
+        training_state.restore_model(checkpoints.read(Path(resume_from_checkpoint)), self.model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        read = checkpoints.read(Path(checkpoint))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _part(read.tensors, "optimizer").items():
-            index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({"state": state, "param_groups": read.values["param_groups"]})
-        self.lr_scheduler.load_state_dict(read.values["scheduler"])
-        self.tokens = read.values["tokens"]
-        self.train_dataset.load_state_dict(read.values["data"])
+        saved = checkpoints.read(Path(checkpoint))
+        training_state.restore_optimizer(saved, self.model, _inner(self.optimizer))
+        training_state.restore_schedule(saved.values["scheduler"], self.lr_scheduler)
+        # The total is of all processes; one of them counts on from there.
+        self._tokens = saved.values["tokens"] if ranks().main else 0
+        self.train_dataset.load_state_dict(saved.values["data"])
+        if self._guard is not None:
+            self._guard.load_state_dict(saved.values["guard"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            read = checkpoints.read(Path(checkpoint))
-            random_state.restore(_part(read.tensors, "random"), read.values["random"])
+            training_state.restore_random(checkpoints.read(Path(checkpoint)), self.args.seed + self.state.global_step)
+
+
+def _inner(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer itself: accelerate puts one of its own around it."""
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner
 
 
 @contextmanager
@@ -138,8 +161,3 @@ def _taken_for_dense(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         cast(Any, model).is_quantized = True
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    start = f"{prefix}."
-    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}

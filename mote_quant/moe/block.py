@@ -14,7 +14,10 @@ from mote_quant.moe.layout import MoteLayout
 from mote_quant.moe.lora import Dense, mixture, pass_up
 from mote_quant.moe.losses import attach, balance_loss, expert_load, z_loss
 from mote_quant.moe.packed import activation_name, packed_route
+from mote_quant.moe.partaking import load_of_all
+from mote_quant.moe.pull import Pulls
 from mote_quant.moe.router import Choice, Router, thinned
+from mote_quant.ranks import mean
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class MoteBlock(nn.Module):
             self.add_module(layout.up, DenseKeyGuard(device))
         self.balance_loss = 0.0
         self.z_loss = 0.0
+        self.pulls = Pulls()
         self._last: Choice | None = None
 
     def forward(self, hidden_states: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -106,6 +110,14 @@ class MoteBlock(nn.Module):
     def routing(self) -> Routing | None:
         """What the last forward did; None before there was one with tokens. Counted only when asked for."""
         return None if self._last is None else _figures(self._last)
+
+    @property
+    def balance_of_all(self) -> Tensor:
+        """The balance of the last forward, over the tokens of all processes; all of them have to ask."""
+        if self._last is None:
+            return torch.tensor(torch.nan)
+        load, probabilities = mean(expert_load(self._last)), mean(self._last.probabilities.mean(dim=0))
+        return load.numel() * (load * probabilities).sum()
 
     def visit(self, index: int, x: Tensor) -> Tensor:
         """What expert `index` makes of tokens `x` [n, hidden], whomever the router would send them to."""
@@ -134,12 +146,16 @@ class MoteBlock(nn.Module):
         return torch.where(choice.kept[:, :1].view(*x.shape[:-1], 1), mixed, shared)
 
     def _with_losses(self, y: Tensor, choice: Choice) -> Tensor:
-        if not len(choice.logits):
-            return y
-        self._last = choice.detached()
+        tokens = len(choice.logits)
+        if tokens:
+            self._last = choice.detached()
         # A frozen router is left alone, and what lies below is not bent to balance it.
         learns = self.training and self.gate.weight.requires_grad and choice.logits.requires_grad
         if not (learns and (self.balance_loss or self.z_loss)):
             return y
-        balance = balance_loss(choice, expert_load(choice))
-        return attach(y, self.balance_loss * balance + self.z_loss * z_loss(choice))
+        # Of a process without tokens the others still wait to hear.
+        load = load_of_all(expert_load(choice))
+        if not tokens:
+            return y
+        balance = balance_loss(choice, load)
+        return attach(y, self.balance_loss * balance + self.z_loss * z_loss(choice), self.pulls)

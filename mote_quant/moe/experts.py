@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mote_quant.moe.joining import merge
+from mote_quant.moe.partaking import take_part
 from mote_quant.moe.router import Choice
 from mote_quant.moe.trained import feed_forward, grouped_feed_forward
 
@@ -93,9 +94,10 @@ def _dispatch(x: Tensor, experts: Sequence[Expert], chosen: Tensor, activation: 
     counts = torch.bincount(flat, minlength=len(experts)).tolist()
     repeated = x.unsqueeze(1).expand(tokens, top_k, x.shape[-1])
     if not len(flat):
-        return repeated
+        return take_part(repeated, experts, counts)
     rows = permute(repeated.flatten(0, 1), order, inverse)
-    return permute(_through(rows, experts, counts, activation), inverse, order).view(tokens, top_k, -1)
+    output = take_part(_through(rows, experts, counts, activation), experts, counts)
+    return permute(output, inverse, order).view(tokens, top_k, -1)
 
 
 _untraced = cast(Any, torch.compiler).disable(_dispatch)

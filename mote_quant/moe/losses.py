@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from mote_quant.moe.pull import Pull, Pulls
 from mote_quant.moe.router import Choice
 
 
@@ -28,18 +29,30 @@ def z_loss(choice: Choice) -> Tensor:
 
 
 class _Attach(torch.autograd.Function):
-    """The identity on `output`; in backward, `loss` gets the gradient 1 as if it had been added to the final loss."""
+    """The identity on `output`; in backward, `loss` gets a gradient as if it had been added to the final loss."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, loss: Tensor) -> Tensor:
+    def forward(ctx: Any, output: Tensor, loss: Tensor, pull: Pull) -> Tensor:
+        ctx.pull = pull
         # No view: some models add to the layer's output in place (Falcon), which autograd forbids for such a view.
         return output.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return gradients[0], torch.ones((), dtype=torch.float32, device=gradients[0].device)
+        return gradients[0], ctx.pull.factor(gradients[0].device), None
 
 
-def attach(output: Tensor, loss: Tensor) -> Tensor:
-    """`output` unchanged; whoever calls backward on anything that uses it also minimises the scalar float32 `loss`."""
-    return cast(Tensor, _Attach.apply(output, loss))  # type: ignore[no-untyped-call]
+def _attach(output: Tensor, loss: Tensor, pulls: Pulls) -> Tensor:
+    return cast(Tensor, _Attach.apply(output, loss, pulls.current()))  # type: ignore[no-untyped-call]
+
+
+# Traced, a backward would have for ever the pull that it was traced with.
+_untraced = cast(Any, torch.compiler).disable(_attach)
+
+
+def attach(output: Tensor, loss: Tensor, pulls: Pulls) -> Tensor:
+    """`output` unchanged; whoever calls backward on anything that uses it also minimises the scalar float32 `loss`.
+
+    `pulls` say how much: what a trainer made of the loss of this forward, it makes of this one.
+    """
+    return cast(Tensor, _untraced(output, loss, pulls))

@@ -14,38 +14,62 @@ import torch
 from torch import Tensor
 
 from mote_quant.qat.codes import rounded_weight, scale_of
+from mote_quant.qat.latent import Latent
 from mote_quant.recipe.schema import QatBits, ScaledBits, TernaryBits
 from mote_quant.ternary.quantize import counts, expand_scale, rounded, sums
 
 
-def fake_quantize(weight: Tensor, spec: QatBits, strength: float = 1.0, learned: Tensor | None = None) -> Tensor:
-    """`weight` [out, in] as it will be after packing, with straight-through gradients.
+def fake_quantize(
+    weight: Tensor,
+    spec: QatBits,
+    strength: float = 1.0,
+    learned: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    kept: Latent | None = None,
+) -> Tensor:
+    """`weight` [out, in] as it will be after packing, in `dtype` (None: its own), with straight-through gradients.
 
     `strength` below 1 blends the full-precision weight in (the warm-up ramp, lambda); at 0 nothing else is left.
-    `learned` is a trained scale of `spec.scales: learned`.
+    `learned` is a trained scale of `spec.scales: learned`. `kept` are the codes, where they are known already.
     """
+    dtype = weight.dtype if dtype is None else dtype
     if strength <= 0.0:
-        return weight
-    return cast(Tensor, _StraightThrough.apply(weight, learned, spec, strength))  # type: ignore[no-untyped-call]
+        return weight.to(dtype)
+    found = _StraightThrough.apply(weight, learned, spec, strength, dtype, kept)  # type: ignore[no-untyped-call]
+    return cast(Tensor, found)
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, learned: Tensor | None, spec: QatBits, strength: float) -> Tensor:
-        quantized = rounded_weight(weight, spec, learned).to(weight.dtype)
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        learned: Tensor | None,
+        spec: QatBits,
+        strength: float,
+        dtype: torch.dtype,
+        kept: Latent | None,
+    ) -> Tensor:
+        ctx.dtype = weight.dtype
         if learned is not None:
             ctx.save_for_backward(weight, learned)
             ctx.settings = spec, strength
-        return quantized if strength >= 1.0 else torch.lerp(weight.detach(), quantized, strength)
+        if kept is not None:
+            return kept.values(dtype)
+        quantized = rounded_weight(weight, spec, learned)
+        if strength < 1.0:
+            quantized = torch.lerp(weight.detach().to(quantized.dtype), quantized, strength)
+        return quantized.to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        (gradient,) = gradients
+        gradient = gradients[0].to(ctx.dtype)
         if not ctx.needs_input_grad[1]:
-            return gradient, None, None, None
+            return gradient, None, None, None, None, None
         weight, learned = ctx.saved_tensors
         spec, strength = ctx.settings
-        return gradient, strength * scale_gradient(gradient, weight, spec, learned).to(learned.dtype), None, None
+        to_scale = strength * scale_gradient(gradients[0], weight, spec, learned).to(learned.dtype)
+        return gradient, to_scale, None, None, None, None
 
 
 def scale_gradient(gradient: Tensor, weight: Tensor, spec: ScaledBits, learned: Tensor) -> Tensor:

@@ -55,7 +55,9 @@ class QatLinear(nn.Linear):
     def fit_scale(self) -> None:
         """Start a learned scale from the mean absolute weight, in which the others stay."""
         if self.weight_scale is not None and isinstance(self.spec, ScaledBits):
-            self.weight_scale.copy_(absmean_scale(self.weight, self.spec))
+            # A sharded weight is gathered for it.
+            weight = getattr(self.weight, "full_tensor", lambda: self.weight)()
+            self.weight_scale.copy_(absmean_scale(weight, self.spec))
 
     @property
     def rounds_input(self) -> bool:
@@ -94,7 +96,11 @@ class QatLinear(nn.Linear):
 
     def _product(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, fake_quantize(self.weight, self.spec, self.strength, self.weight_scale).to(x.dtype), bias)
+        # What torch.compile traces has no memory of other calls.
+        known = self.keeps and self.scaled and not torch.compiler.is_compiling()
+        kept = self.latent() if known else None
+        weight = fake_quantize(self.weight, self.spec, self.strength, self.weight_scale, x.dtype, kept)
+        return F.linear(x, weight, bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""

@@ -45,6 +45,7 @@ Real = Annotated[float, BeforeValidator(_number_without_dot)]
 Positive = Annotated[Real, Field(gt=0.0)]
 NotNegative = Annotated[Real, Field(ge=0.0)]
 Fraction = Annotated[Real, Field(ge=0.0, le=1.0)]
+NotNegativeInt = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Tokens = Annotated[int, Field(ge=2)]  # the first is only ever read, never predicted
 LayerIndex = Annotated[int, Field(ge=0)]

@@ -8,10 +8,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from mote_quant.recipe.explain import explain, meant_key, unknown_key
+from mote_quant.recipe.learning import PARTS
 from mote_quant.recipe.located import Node, Problem
 from mote_quant.recipe.mistakes import Location
 from mote_quant.recipe.rules import Outline, OutlineStep, broken_rules
-from mote_quant.recipe.schema import FORMATS, STEPS, Bits, Calibration, Distill, PipelineStep, Recipe, Step
+from mote_quant.recipe.schema import FORMATS, STEPS, Bits, Calibration, PipelineStep, Recipe, Step
 
 Finding = dict[str, Any]
 
@@ -75,8 +76,8 @@ def _known(path: Location, tree: Node) -> list[str]:
             return [*STEPS]
         case ("pipeline", int(), str(verb)) if verb in STEPS:
             return [*STEPS[verb].model_fields]
-        case ("pipeline", int(), "train", "distill"):
-            return [*Distill.model_fields]
+        case ("pipeline", int(), "train", str(part)) if part in PARTS:
+            return [*PARTS[part].model_fields]
     return [*Calibration.model_fields]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from mote_quant.report.figures import Table
 from mote_quant.report.tables import details, tables
+from mote_quant.report.training import charts
 
 
 def render_markdown(report: dict[str, Any]) -> str:
@@ -30,6 +31,9 @@ def render_html(report: dict[str, Any]) -> str:
     title = html.escape(report["recipe"])
     body = [f"<h1>{title}</h1>"]
     body += [f"<h2>{html.escape(table[0])}</h2>{_html(table)}" for table in tables(report)]
+    for note in report["steps"]:
+        if drawn := charts(note):
+            body.append(f'<h2>How the training went</h2><div class="charts">{"".join(drawn)}</div>')
     body += [
         f"<details><summary>{html.escape(table[0])} ({len(table[2]):,})</summary>{_html(table)}</details>"
         for table in details(report)
@@ -53,6 +57,8 @@ summary {{ cursor: pointer; }} details {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
 th, td {{ text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #d8dee6; vertical-align: top; }}
 img {{ max-width: 100%; }}
+.charts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(26rem, 1fr)); gap: 1.2rem 1.5rem; }}
+.charts svg {{ width: 100%; height: auto; }}
 </style></head><body>
 {body}
 </body></html>

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from mote_quant.memory.units import human_bytes
-from mote_quant.report import quantized
+from mote_quant.report import quantized, training
 from mote_quant.report.figures import Table
 
 
 def tables(report: dict[str, Any]) -> Iterator[Table]:
     """(title, header, rows) of everything worth a look, what did not go as asked first."""
     steps = report["steps"]
-    callouts = [row for note in steps for row in quantized.callouts(note)]
+    callouts = [row for note in steps for row in (*training.callouts(note), *quantized.callouts(note))]
     if callouts:
         yield "Not as asked", ["where", "what"], callouts
     yield "What it weighs", ["role", "parameters", "bits each", "stored"], _weights(report["bytes"])
@@ -57,6 +57,7 @@ def _step_row(note: dict[str, Any]) -> list[str]:
         )
     if note.get("distillation"):
         figures.append(f"KL to the teacher {note['curve'][0]['kl']:.4f} -> {note['distillation']['kl']:.4f}")
+    figures += training.figures(note)
     if note.get("modules"):
         starved = [name for name, module in note["modules"].items() if module.get("tokens") == 0]
         figures.append(f"{len(note['modules'])} modules quantized, {len(starved)} without calibration tokens")

@@ -172,7 +172,7 @@ class Graph:
         return [str(base.model), _absolute(sweep.data), heldout, _max_length(sweep), sweep.base.seed]
 
     def _data_of(self, recipe: Recipe) -> list[dict[str, Any]]:
-        named = [step.train.data for step in recipe.pipeline if step.train is not None]
+        named = [name for step in recipe.pipeline if step.train is not None for name in step.train.sources]
         return [data_identity(name, self.hashes) for name in named]
 
 

@@ -12,8 +12,12 @@ from mote_quant.sweeps.schema import Sweep
 
 MADE = Place("<sweep>")
 MIXTURE_ROLES = ("routed", "router", "shared")
-NOBODYS = {"learning_rate": "it is chosen from the sweep's learning_rates", "data": "it is the sweep's data"}
-EVERYBODYS = ("steps", "batch_size", "gradient_accumulation", "schedule", "warmup", "max_length")
+NOBODYS = {
+    "learning_rate": "it is chosen from the sweep's learning_rates",
+    "data": "it is the sweep's data",
+    "stream": "a sweep reads its data once, for all contenders",
+}
+EVERYBODYS = ("steps", "batch_size", "gradient_accumulation", "schedule", "warmup", "max_length", "pack", "bucket")
 
 
 @dataclass(frozen=True)

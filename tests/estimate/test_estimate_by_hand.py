@@ -15,7 +15,7 @@ from mote_quant.estimate.sizes import Sizes
 from mote_quant.machine import Machine
 from mote_quant.planning import plan_on, skeleton_for
 from mote_quant.recipe import load
-from mote_quant.recipe.schema import Distill, Quantize, Train
+from mote_quant.recipe.schema import Quantize, Train
 from tests import pico
 
 HIDDEN, FFN, LAYERS, VOCABULARY, EXPERTS = 32, 48, 2, 96, 4
@@ -73,39 +73,6 @@ def test_sizes(sizes: Sizes) -> None:
 def test_two_experts_of_four_see_a_token() -> None:
     both = RECIPE | {"pipeline": [{"upcycle": {"experts": EXPERTS, "top_k": 2}}, *RECIPE["pipeline"][1:]]}
     assert sizes_of(both).active - sizes_of().active == ROUTED // EXPERTS
-
-
-def test_training_holds_weights_optimizer_and_the_larger_of_gradients_and_activations(sizes: Sizes) -> None:
-    config = step(sizes, 1)
-    held = memory.RUNTIME + sizes.dense_bytes + 4 * ROUTED + 8 * TRAINED
-    short = config.model_copy(update={"batch_size": 1})
-    assert memory.training(sizes, short, TRAINED) == held + 4 * TRAINED
-    long = config.model_copy(update={"batch_size": 64})
-    tokens = 64 * 16
-    a_layer = 16 * HIDDEN + 4 * (2 * (32 + 16) + 3 * FFN) + 4 * (4 * FFN + HIDDEN)
-    passing = tokens * (LAYERS * a_layer + VOCABULARY * 12)
-    assert memory.training(sizes, long, TRAINED) == held + passing
-    accumulated = long.model_copy(update={"gradient_accumulation": 2})
-    assert memory.training(sizes, accumulated, TRAINED) == held + passing + 4 * TRAINED
-
-
-def test_a_model_in_16_bits_is_trained_in_32() -> None:
-    import torch
-
-    skeleton = skeleton_for(pico.PICO["llama"]().to(torch.bfloat16))
-    half = Sizes(plan_on(load(RECIPE), skeleton), skeleton)
-    config = step(half, 1)
-    assert half.experts_bytes == 4 * ROUTED  # latent weights are float32 in any model
-    assert memory.masters(half, config, TRAINED) == 4 * DENSE
-    assert memory.masters(half, config.model_copy(update={"precision": "bfloat16"}), TRAINED) == 4 * ROUTER
-
-
-def test_a_teacher_lies_beside_what_it_teaches(sizes: Sizes, tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
-    config = step(sizes, 1).model_copy(update={"batch_size": 1})
-    taught = config.model_copy(update={"distill": Distill(teacher=str(tmp_path))})
-    more = memory.training(sizes, taught, TRAINED) - memory.training(sizes, config, TRAINED)
-    assert more == 1000 + 16 * VOCABULARY * 12
 
 
 def test_hessians_of_one_layer(sizes: Sizes) -> None:

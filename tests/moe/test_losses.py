@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mote_quant.moe.losses import attach, balance_loss, expert_load, z_loss
+from mote_quant.moe.pull import Pulls
 from mote_quant.moe.router import Choice
 from tests.mixtures import one_block
 
@@ -41,7 +42,7 @@ def test_z_loss_by_hand():
 def test_attach_changes_no_value_and_passes_gradient_one_whatever_the_loss():
     for factor in (1.0, 1000.0):
         output, weight = torch.ones(3, requires_grad=True), torch.tensor(2.0, requires_grad=True)
-        attached = attach(output, weight * 5)
+        attached = attach(output, weight * 5, Pulls())
         assert torch.equal(attached, output)
         (attached.sum() * factor).backward()
         assert weight.grad.item() == 5.0
@@ -50,7 +51,7 @@ def test_attach_changes_no_value_and_passes_gradient_one_whatever_the_loss():
 
 def test_what_attach_returns_may_be_added_to_in_place():
     output, weight = torch.ones(3, requires_grad=True), torch.tensor(2.0, requires_grad=True)
-    attached = attach(output * 1, weight * 5)
+    attached = attach(output * 1, weight * 5, Pulls())
     attached += 1
     attached.sum().backward()
     assert weight.grad.item() == 5.0

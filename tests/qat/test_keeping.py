@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mote_quant.kernels.cpu import library
+from mote_quant.qat import fake
 from mote_quant.qat.keeping import keeping
 from mote_quant.qat.latent import Latent
 from mote_quant.qat.linear import QatLinear
+from mote_quant.recipe.schema import TernaryBits
 from mote_quant.steps.train import callbacks
 from tests import pico
 from tests.mixtures import TERNARY, bits_of, one_block, train_it, upcycled
@@ -77,6 +79,21 @@ def test_a_checkpointed_forward_runs_twice_and_quantizes_once(block, quantized):
     with keeping(block):
         checkpoint(block, tokens().requires_grad_(), use_reentrant=False).sum().backward()
     assert len(quantized) == len(set(quantized)) == 12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_on_its_own_uses_what_is_kept_too(quantized, monkeypatch, dtype):
+    layer = QatLinear(32, 24, TernaryBits(format="ternary"), dtype=dtype)
+    x = tokens().requires_grad_()
+    expected = layer(x)
+    (wanted,) = torch.autograd.grad(expected.square().sum(), layer.weight)
+    monkeypatch.setattr(fake, "rounded_weight", None)
+    with keeping(layer):
+        assert torch.equal(layer(x), expected)
+        layer(x).square().sum().backward()
+    assert len(quantized) == 1
+    assert torch.equal(layer.weight.grad, wanted)
+    assert layer.weight.grad.dtype == dtype
 
 
 def step(block) -> None:

@@ -36,6 +36,7 @@ from tests.mixtures import (
 from tests.sources import source_for
 
 train_module = import_module("mote_quant.steps.train.run")
+teaching_module = import_module("mote_quant.steps.train.teaching")
 
 OFF = {"balance_loss": 0.0, "z_loss": 0.0, "warmup": 0.0}
 
@@ -167,7 +168,8 @@ def test_it_brings_the_student_closer_to_its_teacher_than_training_alone(kind, r
     assert taught < 0.9 * alone
     curve = notes["curve"]
     assert curve[-1]["kl"] < 0.8 * curve[0]["kl"]
-    assert notes["distillation"] == {"teacher": folder, "weight": 0.9, "temperature": 1.0, "kl": curve[-1]["kl"]}
+    said = {"teacher": folder, "weight": 0.9, "temperature": 1.0, "hidden": 0.0, "cache": None, "top_k": None}
+    assert notes["distillation"] == {**said, "kl": curve[-1]["kl"]}
 
 
 def gradient_of_router(monkeypatch, **settings) -> Tensor:
@@ -214,10 +216,11 @@ def test_the_teacher_is_neither_trained_nor_in_training_mode(teacher, monkeypatc
 
     class Spy(Distillation):
         def loss(self, *given):
-            seen.append((self._teacher, bits_of(self._teacher.state_dict())))
+            model = self._teacher._model
+            seen.append((model, bits_of(model.state_dict())))
             return super().loss(*given)
 
-    monkeypatch.setattr(train_module, "Distillation", Spy)
+    monkeypatch.setattr(teaching_module, "Distillation", Spy)
     model = pico.PICO["llama"]()
     context = upcycled(model, TERNARY)
     train_it(model, context, steps=3, distill={"teacher": teacher}, **OFF)
@@ -381,5 +384,6 @@ def test_a_distillation_can_be_set_from_outside():
     values = made("t")
     del values["pipeline"][1]["train"]["distill"]
     loaded = load(values, ["pipeline.1.train.distill.teacher=runs/dense", "pipeline[1].train.distill.weight=0.25"])
-    assert loaded.pipeline[1].config.distill.model_dump() == {"teacher": "runs/dense", "weight": 0.25, "temperature": 1}
+    distill = loaded.pipeline[1].config.distill
+    assert (distill.teacher, distill.weight, distill.temperature) == ("runs/dense", 0.25, 1.0)
     assert "unknown key; did you mean weight?" in problem(["pipeline[1].train.distill.wieght=0.25"])

@@ -7,11 +7,24 @@ from typing import Any
 
 import torch
 
+from mote_quant.errors import RequestError
+from mote_quant.ranks import ranks
 from mote_quant.recipe.schema import Train
 
 _LOGGED = 50
 _CHECKPOINTS = 10
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+def _share(batch_size: int) -> int:
+    """Of a batch of all processes, what each of them takes."""
+    world = ranks().world
+    if batch_size % world:
+        raise RequestError(
+            f"train.batch_size: {batch_size} samples cannot be shared by {world} processes; take a multiple of {world} "
+            "(a batch is that of all processes together)"
+        )
+    return batch_size // world
 
 
 def arguments_of(config: Train, seed: int, folder: Path, keeps: bool) -> Any:
@@ -21,7 +34,7 @@ def arguments_of(config: Train, seed: int, folder: Path, keeps: bool) -> Any:
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size,
+        per_device_train_batch_size=_share(config.batch_size),
         gradient_accumulation_steps=config.gradient_accumulation,
         learning_rate=config.learning_rate,
         lr_scheduler_type=_SCHEDULES[config.schedule],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -43,11 +44,18 @@ class Ramp(TrainerCallback):  # type: ignore[misc]
 
 
 class Accumulation(TrainerCallback):  # type: ignore[misc]
-    """Has weights quantized once for all micro-batches of a step; they stand still until the optimizer moves them."""
+    """Has weights quantized once for all of a step: its micro-batches, and layers that are computed again in backward.
+
+    They stand still until the optimizer moves them.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._window = ExitStack()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A step that was broken off is over too."""
+        self.end()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The first micro-batch of a step is about to run."""
@@ -84,8 +92,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """One more step is done."""
-        last = self._history[-1] if self._history else {}
-        self._progress.advance(state.global_step, **({"loss": float(last["loss"])} if "loss" in last else {}))
+        self._progress.advance(state.global_step, **_shown(self._history[-1] if self._history else {}))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Trainer has just entered `logs` into its history, which its checkpoints keep."""
@@ -101,8 +108,15 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         }
 
     def _balance(self) -> dict[str, float]:
-        values = [float(block.routing.balance) for block in self._blocks.values() if block.routing is not None]
+        values = [float(block.balance_of_all) for block in self._blocks.values() if block.routing is not None]
         return {"balance": sum(values) / len(values)} if values else {}
+
+
+def _shown(entry: Mapping[str, Any]) -> dict[str, float]:
+    """A few figures of what was last logged."""
+    speed = entry.get("figures", {}).get("tokens_per_second")
+    found = {"loss": entry.get("loss"), "balance": entry.get("balance"), "tokens/s": speed}
+    return {name: float(value) for name, value in found.items() if value is not None} if "loss" in entry else {}
 
 
 class Distance(TrainerCallback):  # type: ignore[misc]
@@ -110,6 +124,10 @@ class Distance(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, distillation: Distillation) -> None:
         self._distillation = distillation
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What was measured before, in a stretch that is undone or a search, does not count."""
+        self._distillation.mean()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Trainer has just entered `logs` into its history, which its checkpoints keep."""

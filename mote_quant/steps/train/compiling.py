@@ -19,13 +19,13 @@ BACKEND = "inductor"
 _COMPILERS = {"darwin": "clang++", "win32": "cl"}
 
 
-def require_compiler() -> None:
-    """MissingExtraError without the C++ compiler that torch.compile calls ($CXX, or g++)."""
+def require_compiler(what: str = "train.compile") -> None:
+    """MissingExtraError without the C++ compiler that torch.compile calls for `what` ($CXX, or g++)."""
     name = os.environ.get("CXX") or _COMPILERS.get(sys.platform, "g++")
     if shutil.which(name) is None:
         raise MissingExtraError(
-            f"train.compile needs a C++ compiler, and {name} is not there: install one (apt-get install g++), name "
-            "yours in the environment variable CXX, or leave compile out"
+            f"{what} needs a C++ compiler, and {name} is not there: install one (apt-get install g++), name yours in "
+            "the environment variable CXX, or leave it out"
         )
 
 

@@ -42,7 +42,8 @@ def only_trainable(model: nn.Module, names: set[str]) -> Iterator[None]:
         yield
     finally:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(before[name])
+            # A layer that was packed since has codes where there were floats.
+            parameter.requires_grad_(before.get(name, False) and parameter.is_floating_point())
             parameter.grad = None
 
 

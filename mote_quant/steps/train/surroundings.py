@@ -13,8 +13,9 @@ from mote_quant.hf import random_state
 from mote_quant.moe import blocks
 from mote_quant.recipe.schema import Train
 from mote_quant.steps.train.balance import own_balance
+from mote_quant.steps.train.checkpointing import checkpointed
 from mote_quant.steps.train.compiling import compiled
-from mote_quant.steps.train.precision import float32_weights
+from mote_quant.steps.train.precision import training_types
 from mote_quant.steps.train.selection import only_trainable
 
 
@@ -25,10 +26,12 @@ def surroundings(model: nn.Module, config: Train, chosen: Mapping[str, str]) -> 
         stack.enter_context(random_state.isolated())
         stack.enter_context(_deterministic())
         stack.enter_context(only_trainable(model, set(chosen)))
-        stack.enter_context(float32_weights(model, set(chosen) if config.precision == "bfloat16" else None))
+        stack.enter_context(training_types(model, config, chosen))
         stack.enter_context(_router_losses(model, config))
         stack.enter_context(own_balance(model, config, chosen))
         stack.enter_context(_same_cache_setting(model))
+        if config.gradient_checkpointing:
+            stack.enter_context(checkpointed(model))
         if config.compile:
             stack.enter_context(compiled(model))
         yield
@@ -36,11 +39,11 @@ def surroundings(model: nn.Module, config: Train, chosen: Mapping[str, str]) -> 
 
 @contextmanager
 def _router_losses(model: nn.Module, config: Train) -> Iterator[None]:
-    """Set the loss weights of every mixture layer; accumulated micro-batches each add theirs, so they share it."""
+    """Set the loss weights of every mixture layer."""
     before = {name: (block.balance_loss, block.z_loss) for name, block in blocks(model).items()}
     for block in blocks(model).values():
-        block.balance_loss = config.balance_loss / config.gradient_accumulation
-        block.z_loss = config.z_loss / config.gradient_accumulation
+        block.balance_loss = config.balance_loss
+        block.z_loss = config.z_loss
     try:
         yield
     finally:

@@ -1,0 +1,1 @@
+"""What training on many devices takes: arithmetic for docs/scaling.md, a small simulation, and runs that check both."""

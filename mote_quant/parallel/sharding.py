@@ -1,0 +1,126 @@
+"""FSDP2: every parameter in as many parts as there are processes, whole only while its layer is at work."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from mote_quant.anatomy.structure import decoder_layers
+from mote_quant.moe import blocks
+from mote_quant.qat.linear import QatLinear
+from mote_quant.ranks import ranks
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """Another tree of the same modules with the same parameters and buffers: sharding one leaves the other whole."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def shard(model: nn.Module, compute: torch.dtype | None = None) -> list[nn.Parameter]:
+    """Shard `model`, a decoder layer at a time, over all processes; returns the parameters that stay whole on each.
+
+    Those are few and small: of routers, whose arithmetic is float32, learned scales, and what has no rows. Trained
+    dense weights travel and are multiplied in `compute`; latent ones travel as they are, for their codes are a function
+    of all their bits.
+    """
+    mesh = _mesh()
+    kept = list(_kept(model))
+    wanted: dict[str, Any] = {"mesh": mesh, "ignored_params": set(kept)}
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32 if compute else None)
+    for _, layer in decoder_layers(model):
+        for part in _dense_parts(layer) if compute else ():
+            fully_shard(part, mp_policy=policy, **wanted)
+        fully_shard(layer, **wanted)
+    fully_shard(model, **wanted)
+    for parameter in kept:
+        parameter.data = parameter.data.to(mesh.device_type)
+    return kept
+
+
+def _dense_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The largest parts with linear layers that train in full precision, and none that trains for its codes."""
+    for child in module.children():
+        trains = any(parameter.requires_grad for parameter in child.parameters())
+        kinds = {type(part) for part in child.modules()}
+        if trains and (QatLinear in kinds or isinstance(child, nn.ModuleList)):
+            yield from _dense_parts(child)
+        elif trains and nn.Linear in kinds:
+            yield child
+
+
+def _mesh() -> DeviceMesh:
+    accelerator = torch.accelerator.current_accelerator()
+    return init_device_mesh("cpu" if accelerator is None else accelerator.type, (ranks().world,))
+
+
+def _kept(model: nn.Module) -> Iterator[nn.Parameter]:
+    routers = tuple(f"{path}.gate." for path in blocks(model))
+    for name, parameter in model.named_parameters():
+        if name.startswith(routers) or name.endswith(".weight_scale") or not parameter.dim() or not parameter.numel():
+            yield parameter
+
+
+@torch.no_grad()
+def average(parameters: list[nn.Parameter]) -> None:
+    """Give the parameters that stay whole the mean of all processes' gradients, in one exchange for each type."""
+    import torch.distributed as dist
+
+    found = [parameter for parameter in parameters if parameter.requires_grad]
+    for dtype in dict.fromkeys(parameter.dtype for parameter in found):
+        gradients = [_gradient(parameter) for parameter in found if parameter.dtype == dtype]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= ranks().world
+        for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def at_rest(model: nn.Module) -> None:
+    """Every weight of a sharded model in its parts again: a forward without a backward leaves some of them whole."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be sharded; every process has to ask, and gets it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def clip(parameters: Any, largest: float) -> Tensor:
+    """Scale gradients, sharded ones and others, so that their norm is at most `largest`; returns the norm before."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    device = gradients[0].device if gradients else torch.device("cpu")
+    total = torch.zeros((), dtype=torch.float32, device=device)
+    for gradient in gradients:
+        total += whole(torch.linalg.vector_norm(gradient, dtype=torch.float32)) ** 2
+    norm = total.sqrt()
+    factor = torch.clamp(largest / (norm + 1e-6), max=1.0)
+    for gradient in gradients:
+        (gradient.to_local() if isinstance(gradient, DTensor) else gradient).mul_(factor)
+    return norm
+
+
+def of_kind(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same groups of parameters, sharded and whole ones apart: no kernel takes both."""
+    parted = []
+    for group in groups:
+        for sharded in (True, False):
+            found = [p for p in cast("list[nn.Parameter]", group["params"]) if isinstance(p, DTensor) is sharded]
+            parted.append({**group, "params": found})
+    return [group for group in parted if group["params"]]

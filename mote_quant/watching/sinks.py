@@ -1,0 +1,146 @@
+"""Where figures are written as training goes: a file of JSON lines, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from mote_quant.errors import MissingExtraError, RequestError
+from mote_quant.recipe.near import did_you_mean
+
+Entry = Mapping[str, Any]
+"""What was logged at a `step`, nested."""
+FILE = "metrics.jsonl"
+
+
+class Sink(Protocol):
+    """Takes figures."""
+
+    def write(self, entry: Entry) -> None:
+        """One more entry."""
+
+    def close(self) -> None:
+        """No more will come."""
+
+
+def flat(entry: Entry, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """(`a/b/c`, number) of every number within `entry`; lists count from 0."""
+    for key, value in entry.items():
+        if isinstance(value, list):
+            value = {str(index): item for index, item in enumerate(value)}
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and key != "step":
+            yield f"{prefix}{key}", float(value)
+
+
+def level(entry: Entry) -> dict[str, Any]:
+    """What Trainer logged and `figures`, side by side."""
+    return {key: value for key, value in entry.items() if key != "figures"} | dict(entry.get("figures", {}))
+
+
+class JsonLines:
+    """`folder/metrics.jsonl`, a line an entry. Lines of the same `part` from before are replaced by `history`."""
+
+    def __init__(self, folder: Path, part: str, history: Sequence[Entry]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path, self._part = folder / FILE, part
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        aside = self._path.with_suffix(".part")
+        aside.write_text("".join(f"{line}\n" for line in lines if not self._own(line)))
+        os.replace(aside, self._path)
+        for entry in history:
+            self.write(entry)
+
+    def write(self, entry: Entry) -> None:
+        """A line."""
+        with self._path.open("a") as file:
+            file.write(json.dumps({"part": self._part, **level(entry)}) + "\n")
+
+    def close(self) -> None:
+        """Every line is written already."""
+
+    def _own(self, line: str) -> bool:
+        try:
+            return bool(json.loads(line)["part"] == self._part)
+        except (ValueError, KeyError, TypeError):
+            # Cut off when the process died.
+            return True
+
+
+class TensorBoard:
+    """Event files in `folder/tensorboard/<part>`; what is there of steps after the last of `history` is purged."""
+
+    def __init__(self, folder: Path, part: str, history: Sequence[Entry]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        first = int(history[-1]["step"]) + 1 if history else 0
+        self._writer = cast(Any, SummaryWriter)(str(folder / "tensorboard" / part), purge_step=first)
+
+    def write(self, entry: Entry) -> None:
+        """A scalar for every number."""
+        for name, value in flat(level(entry)):
+            self._writer.add_scalar(name, value, int(entry["step"]))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._writer.close()
+
+
+class Wandb:
+    """A run of Weights & Biases, the same one when a training goes on; its project, mode and key come from WANDB_*."""
+
+    def __init__(self, folder: Path, part: str, history: Sequence[Entry]) -> None:
+        import wandb
+
+        place = f"{folder.resolve()}/{part}"
+        self._run: Any = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "mote-quant"),
+            name=os.environ.get("WANDB_NAME", f"{folder.resolve().parent.name} {part}"),
+            id=hashlib.sha256(place.encode()).hexdigest()[:12],
+            dir=str(folder),
+            resume="allow",
+            reinit="create_new",
+            settings=wandb.Settings(silent=True),
+        )
+
+    def write(self, entry: Entry) -> None:
+        """One call with every number."""
+        self._run.log(dict(flat(level(entry))), step=int(entry["step"]))
+
+    def close(self) -> None:
+        """Upload what is left, or leave it for `wandb sync`."""
+        self._run.finish()
+
+
+_SINKS: dict[str, tuple[Callable[[Path, str, Sequence[Entry]], Sink], str]] = {
+    "tensorboard": (TensorBoard, "tensorboard"),
+    "wandb": (Wandb, "wandb"),
+}
+
+
+def check_sinks(names: Sequence[str], folder: Path | None) -> None:
+    """RequestError for a name nobody knows or without a folder, MissingExtraError for a package that is not there."""
+    for name in names:
+        if name not in _SINKS:
+            meant = did_you_mean(name, _SINKS) or f"; choose of {', '.join(_SINKS)}"
+            raise RequestError(f"figures cannot be logged to {name}{meant}")
+        package = _SINKS[name][1]
+        if find_spec(package) is None:
+            raise MissingExtraError(f"logging to {name} needs a package that is not there: pip install {package}")
+    if names and folder is None:
+        raise RequestError(f"logging to {', '.join(names)} needs a folder to write to: name an output")
+
+
+def open_sinks(names: Sequence[str], folder: Path | None, part: str, history: Sequence[Entry]) -> list[Sink]:
+    """The file, where there is a folder, and `names`. Errors as of `check_sinks`."""
+    check_sinks(names, folder)
+    if folder is None:
+        return []
+    return [JsonLines(folder, part, history), *(_SINKS[name][0](folder, part, history) for name in names)]

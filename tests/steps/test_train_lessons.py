@@ -1,0 +1,280 @@
+"""Lessons on disk and hidden states: what is learned from them is what a live teacher teaches."""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from mote_quant import pipeline
+from mote_quant.errors import ArtifactError, ModelError, RecipeError, SaveError
+from mote_quant.hf.distillation import LiveTeacher
+from mote_quant.hf.lesson import likeliest, state_distance, summed_divergence, summed_divergence_of_words
+from mote_quant.hf.lesson_store import LessonStore, row_keys
+from mote_quant.recipe import load
+from tests import pico
+from tests.mixtures import TERNARY, bits_of, train_it, upcycled
+from tests.sources import source_for
+
+teaching = import_module("mote_quant.steps.train.teaching")
+store_module = import_module("mote_quant.hf.lesson_store")
+
+
+def saved(folder: Path, family: str = "llama", **settings) -> str:
+    pico.PICO[family](**settings).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory) -> str:
+    return saved(tmp_path_factory.mktemp("dense"), seed=9)
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory) -> str:
+    """A full-precision MoE, with its experts as trained."""
+    model = pico.PICO["llama"](seed=9)
+    upcycled(model, TERNARY)
+    folder = tmp_path_factory.mktemp("mixture")
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def trained(family: str = "llama", samples: int = 24, **distill) -> tuple[dict[str, Tensor], dict]:
+    model = pico.PICO[family]()
+    context = upcycled(model, TERNARY)
+    source = source_for(model, samples=samples)
+    context.open_data = lambda name, length: source
+    train_it(model, context, steps=3, batch_size=4, gradient_accumulation=2, warmup=0.0, distill=distill)
+    return bits_of(model.state_dict()), context.notes
+
+
+def same(a: dict, b: dict) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def without_teachers(monkeypatch) -> None:
+    """From now on no teacher can be loaded."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a teacher was loaded")
+
+    monkeypatch.setattr(teaching, "open_teacher", refuse)
+    monkeypatch.setattr("mote_quant.hf.teacher.load_model", refuse)
+
+
+@pytest.mark.parametrize("kind", ["dense", "mixture"])
+@pytest.mark.parametrize("hidden", [0.0, 0.3])
+def test_a_cache_teaches_what_its_teacher_does(kind, hidden, request, tmp_path, monkeypatch):
+    settings = {"teacher": request.getfixturevalue(kind), "weight": 0.7, "temperature": 2.0, "hidden": hidden}
+    live, notes = trained(**settings)
+    first, _ = trained(**settings, cache=str(tmp_path))
+    without_teachers(monkeypatch)
+    again, told = trained(**settings, cache=str(tmp_path))
+    # 24 samples, each seen once, in the batches in which the teacher was asked about them: the same bits.
+    assert same(live, first)
+    assert same(live, again)
+    assert told["curve"] == notes["curve"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llava", "qwen2_5_vl"])
+def test_other_families_rows_in_other_batches_and_more_than_one_epoch(family, tmp_path, monkeypatch):
+    settings = {"teacher": saved(tmp_path / "teacher", family, seed=9), "weight": 1.0, "hidden": 0.2}
+    live, notes = trained(family, samples=6, **settings)
+    trained(family, samples=6, **settings, cache=str(tmp_path / "cache"))
+    without_teachers(monkeypatch)
+    again, told = trained(family, samples=6, **settings, cache=str(tmp_path / "cache"))
+    for name, tensor in live.items():
+        torch.testing.assert_close(again[name], tensor, rtol=1e-3, atol=1e-5)
+    assert told["distillation"]["kl"] == pytest.approx(notes["distillation"]["kl"], rel=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_the_likeliest_words_and_the_others_as_one(temperature):
+    generator = torch.Generator().manual_seed(3)
+    student, teacher = (torch.randn(6, 11, generator=generator, dtype=torch.float64) * 3 for _ in range(2))
+    p, q = ((logits / temperature).softmax(-1) for logits in (teacher, student))
+    best = p.argsort(-1, descending=True)[:, :4]
+    shares = [torch.cat([x.gather(-1, best), 1 - x.gather(-1, best).sum(-1, keepdim=True)], -1) for x in (p, q)]
+    expected = (shares[0] * (shares[0] / shares[1]).log()).sum()
+    found = summed_divergence_of_words(student, likeliest(teacher, 4, temperature), temperature)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    whole = summed_divergence(student, teacher, temperature)
+    for k in (11, 50):
+        student.requires_grad_()
+        exact = summed_divergence_of_words(student, likeliest(teacher, k, temperature), temperature)
+        assert float(exact.detach()) == pytest.approx(float(whole), rel=1e-5)
+        assert torch.isfinite(torch.autograd.grad(exact, student)[0]).all()
+        student = student.detach()
+    assert float(found) < float(whole)
+
+
+def test_top_k_of_all_words_is_the_whole_distribution(dense, tmp_path):
+    live, _ = trained(teacher=dense, weight=1.0)
+    kept, _ = trained(teacher=dense, weight=1.0, cache=str(tmp_path), top_k=10_000)
+    for name, tensor in live.items():
+        torch.testing.assert_close(kept[name], tensor, rtol=1e-3, atol=1e-5)
+    few, _ = trained(teacher=dense, weight=1.0, cache=str(tmp_path), top_k=2)
+    assert not same(few, kept)
+    assert len([*tmp_path.glob("*/identity.json")]) == 2
+
+
+@pytest.mark.parametrize("top_k", [None, 5])
+def test_the_bytes_are_predicted(dense, tmp_path, caplog, top_k):
+    with caplog.at_level(logging.INFO):
+        trained(teacher=dense, cache=str(tmp_path), hidden=1.0, **({"top_k": top_k} if top_k else {}))
+    [said] = [record for record in caplog.records if "the teacher is asked about" in record.message]
+    rows, tokens, each = said.args[:3]
+    shards = [*tmp_path.glob("*/lessons-*.safetensors")]
+    written = sum(path.stat().st_size for path in shards)
+    assert (rows, tokens) == (24, 24 * 9)
+    assert 0 <= written - each * tokens < 40_000, "headers only"
+
+
+def test_hidden_states_pull_the_student_to_its_teacher(dense):
+    def gap(weights: dict[str, Tensor]) -> float:
+        model = pico.PICO["llama"]()
+        upcycled(model, TERNARY)
+        model.load_state_dict(weights)
+        teacher = LiveTeacher(pico.PICO["llama"](seed=9).eval(), states=True)
+        batch = pico.inputs(model, batch=8)
+        return float(state_distance(LiveTeacher(model.eval(), True).teach(batch).states, teacher.teach(batch).states))
+
+    def run(hidden: float) -> float:
+        model = pico.PICO["llama"]()
+        context = upcycled(model, TERNARY)
+        train_it(
+            model,
+            context,
+            what=["routed", "router", "shared", "attention", "embedding"],
+            steps=30,
+            batch_size=8,
+            learning_rate=1e-2,
+            distill={"teacher": dense, "weight": 0.0, "hidden": hidden},
+        )
+        return gap(model.state_dict())
+
+    assert run(5.0) < 0.9 * run(0.0)
+
+
+def test_the_distance_of_states_weighs_layers_alike():
+    one, two = torch.randn(5, 4), torch.randn(5, 4)
+    far = (one * 3, two * 300)
+    assert float(state_distance((torch.zeros(5, 4),) * 2, far)) == pytest.approx(1.0)
+    assert float(state_distance(far, far)) == 0.0
+    assert float(state_distance((one * 3, two * 0), far)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("shape", [{"layers": 3}, {"hidden": 64}])
+def test_a_teacher_of_another_shape_shows_no_states(shape, tmp_path):
+    teacher = saved(tmp_path / "other", **shape)
+    with pytest.raises(ModelError, match=r"distill\.hidden: .* has (3|2) decoder layers of width (32|64)"):
+        trained(teacher=teacher, hidden=0.1)
+    trained(teacher=teacher)
+
+
+def test_hidden_and_compile_do_not_go_together():
+    train = {
+        "what": ["attention"],
+        "data": "x",
+        "steps": 1,
+        "compile": True,
+        "distill": {"teacher": "t", "hidden": 1.0},
+    }
+    with pytest.raises(RecipeError, match="hidden"):
+        load({"name": "c", "pipeline": [{"train": train}]})
+
+
+def test_one_that_was_killed_goes_on(dense, tmp_path, monkeypatch):
+    asked: list[int] = []
+    plain = LiveTeacher.teach
+
+    def teach(self, inputs):
+        asked.append(len(inputs["input_ids"]))
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return plain(self, inputs)
+
+    monkeypatch.setattr(store_module, "_SHARD_BYTES", 1)
+    monkeypatch.setattr(LiveTeacher, "teach", teach)
+    with pytest.raises(KeyboardInterrupt):
+        trained(teacher=dense, cache=str(tmp_path))
+    (part := next(tmp_path.glob("*/identity.json")).parent / ".lessons-x.safetensors.part").write_text("half")
+    trained(teacher=dense, cache=str(tmp_path))
+    assert asked == [4] * 7, "three batches before, three after, and the one in which it died"
+    assert part.exists() is False
+
+
+def test_a_damaged_shard_is_made_again_and_an_altered_one_is_refused(dense, tmp_path, caplog, monkeypatch):
+    whole, _ = trained(teacher=dense, cache=str(tmp_path))
+    [shard] = tmp_path.glob("*/lessons-*.safetensors")
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    assert same(trained(teacher=dense, cache=str(tmp_path))[0], whole)
+    assert "cannot be read" in caplog.text
+    assert shard.read_bytes() == content
+    shard.write_bytes(content[:-4] + bytes(4))
+    without_teachers(monkeypatch)
+    with pytest.raises(ArtifactError, match="was altered after it was written; delete it"):
+        trained(teacher=dense, cache=str(tmp_path))
+    (shard.parent / "identity.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="is not what this cache was made with; delete"):
+        trained(teacher=dense, cache=str(tmp_path))
+
+
+def test_another_teacher_has_another_place(dense, mixture, tmp_path):
+    alone, _ = trained(teacher=mixture)
+    trained(teacher=dense, cache=str(tmp_path))
+    assert same(trained(teacher=mixture, cache=str(tmp_path))[0], alone)
+    assert len([*tmp_path.glob("*/identity.json")]) == 2
+
+
+def test_a_full_disk(dense, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "save_file", full)
+        with pytest.raises(SaveError, match="No space left on device; what is there is kept"):
+            trained(teacher=dense, cache=str(tmp_path / "a"))
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
+        with pytest.raises(SaveError, match=r"bytes of lessons, and 1 are free: set distill\.top_k"):
+            trained(teacher=dense, cache=str(tmp_path / "b"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SaveError, match=r"teachers\.json could not be written|cannot be used as a cache"):
+        trained(teacher=dense, cache=str(tmp_path / "file"))
+
+
+def test_a_row_s_key_is_its_own(tmp_path):
+    model = pico.PICO["llama"]()
+    batch = pico.inputs(model, batch=3)
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    keys = row_keys(batch)
+    assert len(set(keys)) == 3
+    padded = {name: torch.cat([tensor, torch.full_like(tensor[:, :2], 0)], 1) for name, tensor in batch.items()}
+    assert row_keys({name: tensor.flip(0) for name, tensor in padded.items()}) == keys[::-1]
+    batch["labels"][1, 4] = -100
+    assert [a == b for a, b in zip(row_keys(batch), keys, strict=True)] == [True, False, True]
+    with pytest.raises(ArtifactError, match="no lesson for a row"):
+        LessonStore(tmp_path, {"a": 1}).read(keys[0])
+
+
+def test_a_run_whose_cache_is_whole_never_loads_its_teacher(dense, tmp_path, monkeypatch):
+    train = {"what": ["routed", "router"], "data": "pico", "steps": 2, "batch_size": 4}
+    train |= {"distill": {"teacher": dense, "cache": str(tmp_path / "cache")}}
+    made = {"name": "r", "bits": TERNARY, "pipeline": [{"upcycle": {}}, {"train": train}]}
+
+    def go() -> dict[str, Tensor]:
+        model = pico.PICO["llama"]()
+        return bits_of(pipeline.apply(made, model, data=source_for(model)).state_dict())
+
+    first = go()
+    without_teachers(monkeypatch)
+    monkeypatch.setattr(pipeline, "open_teacher", teaching.open_teacher)
+    assert same(go(), first)
