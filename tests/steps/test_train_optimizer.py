@@ -20,7 +20,7 @@ from mote_quant.moe import blocks
 from mote_quant.qat.linear import QatLinear
 from mote_quant.recipe.schema import Train
 from mote_quant.steps.base import Silent
-from mote_quant.steps.train import libraries
+from mote_quant.steps.train import libraries, session
 from mote_quant.steps.train.optimizer import build_optimizer
 from tests import pico
 from tests.mixtures import TERNARY, bits_of, logits, quantize_it, recipe, train_it, upcycled
@@ -153,7 +153,7 @@ def optimizers(monkeypatch):
         found.append((build_optimizer(groups, config, model, seed), model))
         return found[-1][0]
 
-    monkeypatch.setattr(train_module, "build_optimizer", kept)
+    monkeypatch.setattr(session, "build_optimizer", kept)
     return found
 
 

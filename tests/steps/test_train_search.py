@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from mote_quant.errors import ArtifactError, SaveError, TrainingError
+from mote_quant.steps.train.session import Session
 from tests import pico
 from tests.mixtures import bits_of, train_it, upcycled
 
 search_module = import_module("mote_quant.steps.train.search")
-train_module = import_module("mote_quant.steps.train.run")
 
 RATES = [1e-4, 1e-2, 1e-3]
 
@@ -49,7 +49,7 @@ def test_the_best_is_taken_and_nothing_else_of_the_search_is_left(settings):
 
 def test_it_goes_on_where_it_was(monkeypatch, tmp_path):
     tried: list[float] = []
-    plain = train_module._attempt
+    plain = Session.attempt
 
     def attempt(*args):
         tried.append(args[-2].learning_rate)
@@ -57,7 +57,7 @@ def test_it_goes_on_where_it_was(monkeypatch, tmp_path):
             raise KeyboardInterrupt
         return plain(*args)
 
-    monkeypatch.setattr(train_module, "_attempt", attempt)
+    monkeypatch.setattr(Session, "attempt", attempt)
     whole, notes = trained(None, search := {"learning_rates": RATES[:2], "steps": 3})
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, search | {"learning_rates": RATES[1:]})

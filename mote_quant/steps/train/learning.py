@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers import TrainerCallback
 
-from mote_quant.data.source import Source
 from mote_quant.hf.guard import LossGuard
 from mote_quant.recipe.schema import Train
 from mote_quant.steps.train.guard import open_guard
+from mote_quant.steps.train.session import Session
 from mote_quant.steps.train.validation import Validate
 from mote_quant.steps.train.validator import Validator
 
@@ -25,12 +24,13 @@ class Learning:
     validate: Validate | None
 
     @classmethod
-    def of(cls, config: Train, model: nn.Module, source: Source, folder: Path) -> Learning:
-        """For the training of `model` in `folder`. Raises DataError without a validation split, ArtifactError."""
+    def of(cls, config: Train, session: Session, folder: Path) -> Learning:
+        """For a training in `folder`. Raises DataError without a validation split, ArtifactError."""
         guard = None if config.guard is None else open_guard(config.guard, folder)
         if config.validation is None:
             return cls(guard, None)
-        validator = Validator(model, source, config.validation.samples, config.batch_size, config.fake_quantize)
+        samples, model = config.validation.samples, session.model
+        validator = Validator(model, session.feed.source, samples, config.batch_size, config.fake_quantize)
         return cls(guard, Validate(config.validation, validator.loss, model, folder))
 
     @property
