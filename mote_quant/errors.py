@@ -1,7 +1,8 @@
 """Every error the package raises on purpose, in one tree.
 
 Two branches answer the one question a caller has: is the request wrong (`RequestError`, exit code 2), or did a sound
-request fail on the way and can be resumed (`RunError`, exit code 3)?
+request fail on the way and can be resumed (`RunError`, exit code 3)? `TrainingError` is both: only the run shows that
+another recipe is needed.
 """
 
 from __future__ import annotations
@@ -90,8 +91,9 @@ class MissingExtraError(RequestError):
 
 
 class TrainingError(RunError):
-    """Training produced a loss that is not finite, and would again: another recipe is needed."""
+    """Training produced a loss that is not finite, and would again: another recipe is needed, hence exit code 2."""
 
+    exit_code = 2
     resumable = False
 
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from mote_quant.data.feed import check_held_out
 from mote_quant.data.opener import Opener, opener_for
 from mote_quant.data.source import Source
 from mote_quant.errors import FingerprintError, MoteError, RequestError, RunError
@@ -33,7 +34,7 @@ from mote_quant.recipe.schema import Quantize, Step, Train, trains
 from mote_quant.report import build_report, render_html, render_markdown
 from mote_quant.steps import RUN, Context, Progress, Silent
 from mote_quant.steps.quantize.backends import require
-from mote_quant.steps.train import require_compiler, require_library
+from mote_quant.steps.train import require_compiler, require_library, require_shards
 from mote_quant.streaming import Stream, held_because, read_once
 from mote_quant.watching import check_sinks
 
@@ -77,7 +78,11 @@ def apply(
     check_sinks(options.log_to, None if output is None else Path(output))
     if not join().main:
         options = replace(options, progress=Silent())
-    _refuse_company(loaded)
+    _refuse_company(loaded, options)
+    if options.sharding == "fsdp2" and not ranks().several:
+        _log.log(
+            NOTICE, "fsdp2 has nothing to share: this is one process (WORLD_SIZE is 1); start several with torchrun"
+        )
     if not isinstance(model, str | Path):
         return _apply_to_model(loaded, model, processor, data, output, options)
     folder = folder_of(model)
@@ -92,12 +97,21 @@ def apply(
     return _apply_to_model(loaded, called(load_model(folder), model), processor, data, output, options)
 
 
-def _refuse_company(recipe: Recipe) -> None:
-    if ranks().several and not any(isinstance(step.config, Train) for step in recipe.pipeline):
+def _refuse_company(recipe: Recipe, options: Options) -> None:
+    """RequestError where several processes have nothing to share, or cannot share it in the way they are to."""
+    if not ranks().several:
+        return
+    for config in _trained(recipe) if options.sharding == "fsdp2" else ():
+        require_shards(config.optimizer)
+    if not _trained(recipe):
         raise RequestError(
             f"nothing in this recipe trains, and {ranks().world} processes would all do the same: start one, without "
             "torchrun or accelerate launch"
         )
+
+
+def _trained(recipe: Recipe) -> list[Train]:
+    return [step.config for step in recipe.pipeline if isinstance(step.config, Train)]
 
 
 def _apply_to_files(
@@ -146,6 +160,8 @@ def _apply_to_model(
     # Teachers are opened here, and again when it is their turn: a bad one is refused before anything is trained.
     fingerprint = fingerprint_of(loaded, model, opener, partial(open_teacher, student=model, processor=processor))
     _same_everywhere(fingerprint)
+    for config in _trained(loaded):
+        check_held_out(config, opener)
     made = provenance(loaded, fingerprint)
     run = None if output is None else by_main(lambda: Run.open(Path(output), fingerprint))
     with _told_whether_changed(model, fingerprint["model"]), company(), ExitStack() as stack:

@@ -51,7 +51,11 @@ def ranks() -> Ranks:
 
 def launched() -> Ranks:
     """What the launcher says, before anybody has joined (from its environment; asks nothing of torch)."""
-    return Ranks(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    told = {name: os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))}
+    for name, value in told.items():
+        if not value.isdecimal():
+            raise RequestError(f"{name}={value} in the environment is no number: start with torchrun, or unset it")
+    return Ranks(int(told["RANK"]), int(told["WORLD_SIZE"]))
 
 
 def join() -> Ranks:
@@ -136,7 +140,7 @@ def company() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not (ranks().several and _is_about_others(error)):
+        if not about_others(error):
             raise
         raise RunError(
             f"process {ranks().rank} of {ranks().world} lost the others, of which one has failed or was killed "
@@ -145,9 +149,12 @@ def company() -> Iterator[None]:
         ) from error
 
 
-def _is_about_others(error: RuntimeError) -> bool:
+def about_others(error: Exception) -> bool:
+    """Whether `error` says nothing but that another rank is gone."""
     import torch.distributed as dist
 
+    if isinstance(error, MoteError) or not ranks().several:
+        return False
     # gloo has no class of errors of its own.
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "by peer" in str(error)
 

@@ -26,10 +26,14 @@ from transformers import Trainer, TrainingArguments  # noqa: F401
 
 from mote_quant import pipeline
 from mote_quant.errors import MoteError
+from mote_quant.hf import checkpoint
 from mote_quant.qat.linear import QatLinear
 from mote_quant.recipe import load
 from tests import pico
+from tests.pico_moe import PICO_MOE
 from tests.sources import source_for
+
+FAMILIES: dict[str, Any] = {**pico.PICO, "mixtral": PICO_MOE["Mixtral"]}
 
 RECIPE: dict[str, Any] = {
     "name": "company",
@@ -67,11 +71,15 @@ def work(folder: Path, act: dict[str, Any]) -> dict[str, Any]:
     logging.getLogger("mote_quant").setLevel(logging.INFO)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = pico.PICO[act.get("family", "llama")](**act.get("sizes", {}))
+        model = FAMILIES[act.get("family", "llama")]()
     os.chdir(folder.parent)
-    made = load(RECIPE, [f"{key}={json.dumps(value)}" for key, value in act.get("set", {}).items()])
+    made = load(act.get("recipe", RECIPE), [f"{key}={json.dumps(value)}" for key, value in act.get("set", {}).items()])
     dies = act["dies"]["at"] if act.get("dies", {}).get("rank") == rank else None
     options = pipeline.Options(sharding=act.get("sharding", "ddp"))
+    if act.get("dies_writing") == rank:
+        checkpoint._write_own = lambda *given: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+    if "spike" in act:
+        _spike_at(act["spike"])
     if dies is not None:
         _die_at(dies)
     gathered = _watch_gathering() if "gathering" in act else {}
@@ -100,6 +108,19 @@ def _watch_gathering() -> dict[str, int]:
 
     gathering.whole = whole
     return counts
+
+
+def _spike_at(step: int) -> None:
+    """Have the loss be a hundredfold after `step` steps, the first time they are done."""
+    from mote_quant.hf.guard import LossGuard
+
+    original, waiting = LossGuard.add, [step]
+
+    def add(self: Any, loss: float) -> None:
+        spikes = bool(waiting) and len(self._losses) == min(waiting[0], self._window) and not self.rollbacks
+        original(self, 100 * loss if spikes else loss)
+
+    LossGuard.add = add  # type: ignore[method-assign]
 
 
 def _die_at(step: int) -> None:

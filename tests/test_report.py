@@ -180,7 +180,7 @@ def test_steps_and_older_notes():
     found = shown(report(UPCYCLE, TRAIN, old))
     assert found["What was done"][1] == [
         ["upcycle", "0.0", "preservation: outputs moved by 0.25 (relative)"],
-        ["train", "3.0", "loss 3.0000 -> 1.0000, 5,000 tokens"],
+        ["train", "3.0", "loss 3.0000 -> 1.0000, 5,000 tokens (padding included)"],
         ["quantize", "0.0", "1 modules quantized, 1 without calibration tokens"],
     ]
     assert found["How each role was quantized"][1] == [["", "1", "int4 g32 gptq", "", "", "", "0 / 0", ""]]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +65,16 @@ def test_the_page_holds() -> None:
     """Another table of this page is `python -m eval.scaling`."""
     page = tables.DOCUMENT.read_text()
     assert tables.filled(page) == page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sharding", "samples"), [("ddp", 8), ("fsdp2", 8), ("fsdp2", 32)])
+def test_each_of_two_processes_holds_what_plan_says(sharding: str, samples: int, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m"]
+    settings = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [*launcher, "eval.scaling.resident", sharding, str(samples), str(tmp_path / "found.json")]
+    subprocess.run(command, check=True, env=os.environ | settings, capture_output=True, timeout=600)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert len(found["peaks"]) == 2
+    for peak in found["peaks"]:
+        assert found["foretold"] == pytest.approx(peak, rel=0.1)

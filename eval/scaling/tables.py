@@ -19,7 +19,7 @@ from mote_quant.parallel.sharings import Sharding
 DOCUMENT = Path(__file__).parents[2] / "docs" / "scaling.md"
 RESULTS = Path(__file__).parents[1] / "results" / "scaling.json"
 MODELS = "Qwen2.5-3B", "Qwen2.5-7B"
-KINDS = ("float32", "adamw_torch"), ("bfloat16", "adamw_torch_8bit")
+KINDS = ("float32", "adamw_torch"), ("bfloat16", "adamw_torch")
 CLUSTERS = ONE_NODE, EIGHT_NODES
 WAYS: tuple[Sharding, ...] = ("ddp", "fsdp2")
 

@@ -44,10 +44,10 @@ def main() -> None:
     torch.set_num_threads(1)
     here = join()
     model = built(shape)
-    wrapped = _shared(model, sharding) if here.several else model
+    wrapped = shared(model, sharding) if here.several else model
     optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=1e-4)
     own = shape.tokens(SAMPLES // here.world, here.rank)
-    _step(wrapped, optimizer, own)
+    step(wrapped, optimizer, own)
     # The first step of DDP lays out its buckets, and FSDP2 gathers anew.
     counted, exchanged = _counted(wrapped, optimizer, own)
     seconds = [_timed(wrapped, optimizer, own) for _ in range(shape.steps)]
@@ -56,7 +56,8 @@ def main() -> None:
     leave()
 
 
-def _shared(model: nn.Module, sharding: str) -> nn.Module:
+def shared(model: nn.Module, sharding: str) -> nn.Module:
+    """`model` as one of several processes trains it: wrapped, or its weights in parts."""
     if sharding == "ddp":
         return nn.parallel.DistributedDataParallel(model)
     from mote_quant.parallel.sharding import shard
@@ -73,7 +74,7 @@ def _counted(model: nn.Module, optimizer: Any, tokens: Tensor) -> tuple[int, dic
         # torch compares annotations of a hook with types, and here they are texts: this one has none.
         model.register_comm_hook(hooked, lambda state, bucket: _noted(state, bucket))
     with Traffic() as traffic:
-        _step(model, optimizer, tokens)
+        step(model, optimizer, tokens)
     return sum(hooked), dict(traffic.bytes)
 
 
@@ -84,7 +85,8 @@ def _noted(sizes: list[int], bucket: Any) -> Any:
     return allreduce_hook(None, bucket)  # type: ignore[arg-type]
 
 
-def _step(model: nn.Module, optimizer: Any, tokens: Tensor) -> None:
+def step(model: nn.Module, optimizer: Any, tokens: Tensor) -> None:
+    """Forward, backward, and the optimizer's move."""
     cast(Any, model)(input_ids=tokens, labels=tokens).loss.backward()
     if hasattr(model, "kept"):
         from mote_quant.parallel.sharding import average
@@ -98,7 +100,7 @@ def _timed(model: nn.Module, optimizer: Any, tokens: Tensor) -> float:
     if ranks().several:
         dist.barrier()
     started = time.perf_counter()
-    _step(model, optimizer, tokens)
+    step(model, optimizer, tokens)
     return time.perf_counter() - started
 
 

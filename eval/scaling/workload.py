@@ -17,8 +17,8 @@ from mote_quant.recipe import load
 
 BATCH, LENGTH, SAMPLES = 2, 2048, 128
 """Samples of a device in a micro-batch, tokens of each, and samples of all devices in a step."""
-_MOVED = {"adamw_torch": 28, "adamw_torch_8bit": 14}
-"""Bytes of HBM that the optimizer reads and writes for a number it moves: weight, gradient and states."""
+_MOVED = {"float32": 28, "bfloat16": 22}
+"""Bytes of HBM that the optimizer reads and writes for a number it moves, by its type: weight, gradient and states."""
 _ROUNDED = 4 + 1 + 3 * (1 + 2 + 2)
 """The same for a latent weight in a micro-batch: read once, codes written; in forward, recomputation and backward codes
 read, values written and read."""
@@ -70,7 +70,7 @@ class Workload:
         tokens, sizes = BATCH * LENGTH, self.alone.sizes
         rounding = sizes.of_role("routed") / len(sizes.layers) * _ROUNDED / cluster.hbm
         forward = tokens * self.forward / cluster.speed
-        moved = sum(count for _, count in self.alone.model.trained) * _MOVED[self.optimizer] / cluster.hbm
+        moved = sum(count for _, count in self.alone.model.trained) * _MOVED[self.latents] / cluster.hbm
         return Timing(
             forward=forward + rounding / 4,
             backward=2 * forward + tokens * self.learned / cluster.speed + rounding * 3 / 4,

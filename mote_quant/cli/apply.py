@@ -62,14 +62,16 @@ def apply(
     # Of several processes one speaks.
     quiet, as_json = quiet or not launched().main, as_json and launched().main
     with watching(session, quiet) as progress:
-        from mote_quant import pipeline
+        from mote_quant import parallel, pipeline
         from mote_quant.cli.models import check_data, model_name, to_open
         from mote_quant.recipe import load
 
         loaded = load(recipe, overrides or ())
         name, folder = model_name(loaded, model), output or Path("runs") / loaded.name
         shown = not (quiet or as_json) or (dry_run and as_json)
-        planned, estimate = prepare(loaded, name, folder, times and shown)
+        asked: Any = None if sharding is None else sharding.value
+        shared = parallel.chosen(asked)
+        planned, estimate = prepare(loaded, name, folder, times and shown, shared)
         if shown:
             show_plan(planned, as_json, estimate)
         if dry_run:
@@ -79,7 +81,6 @@ def apply(
         opened, processor = to_open(name, loaded, recipe, model is not None, quiet)
         session.output = folder
         complete = is_complete(folder)
-        shared: Any = None if sharding is None else sharding.value
         sinks = tuple(name.strip() for name in (log_to or "").split(",") if name.strip())
         options = pipeline.Options(progress=progress, keep_steps=keep_steps, sharding=shared, log_to=sinks)
         pipeline.apply(loaded, opened, processor=processor, data=data, output=folder, options=options)

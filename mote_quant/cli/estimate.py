@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mote_quant.cli.output import Table, human_time
+from mote_quant.ranks import launched
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,15 +24,15 @@ _ROUGHLY = "What it will take, roughly"
 _EACH_DEVICE = "What each device holds while it trains"
 
 
-def prepare(recipe: Recipe, model: str, output: Path, timed: bool) -> tuple[Plan, Estimate]:
-    """Plan `recipe` for the model named `model`, and say what carrying it out will take."""
+def prepare(recipe: Recipe, model: str, output: Path, timed: bool, sharding: Sharding = "ddp") -> tuple[Plan, Estimate]:
+    """Plan `recipe` for the model named `model`, and say what carrying it out by the processes there are will take."""
     from mote_quant import planning
     from mote_quant.cli.models import to_plan
 
     skeleton = planning.skeleton_for(to_plan(model))
     planning.check_lengths(recipe, skeleton)
     planned = planning.plan_on(recipe, skeleton)
-    return planned, estimate_for(planned, skeleton, model, output, timed)
+    return planned, estimate_for(planned, skeleton, model, output, timed, launched().world, [sharding])
 
 
 def estimate_for(
@@ -96,6 +97,7 @@ def estimate_tables(estimate: Estimate) -> Iterator[Table]:
         ("disk, finished model", disk.output, machine.free_disk),
         ("disk, while it runs", disk.running, machine.free_disk),
         ("disk, temporary files", disk.temporary, None),
+        ("disk, distill.cache, at most", disk.lessons, None),
     ]
     free = [[what, human_bytes(size), "" if has is None else human_bytes(has)] for what, size, has in needs if size]
     yield "On this machine", ["what", "needed", "free"], free

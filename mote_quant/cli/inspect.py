@@ -81,7 +81,7 @@ def inspection_tables(found: dict[str, Any]) -> Iterator[Table]:
     yield "What it weighs", ["role", "parameters", "bits each", "stored", "resident"], [*roles, total]
     paper = [[role, human_bytes(round(size * 2**30))] for role, size in found["paper_gib"].items()]
     yield "As papers count it", ["feed-forward experts", "size"], paper
-    yield "Routers, at the end of training", ["layer", "load", "balance", "entropy"], _routers(found["router"])
+    yield "Routers, at the end of training", ["layer", "load", "balance", "entropy (nats)"], _routers(found["router"])
     yield _kernels(found)
     yield "Provenance", ["what", "value"], _provenance(found["provenance"])
 

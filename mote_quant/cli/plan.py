@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,10 @@ from mote_quant.cli.planned import show_plan
 from mote_quant.cli.progress import watching
 from mote_quant.cli.session import guarded
 from mote_quant.errors import RequestError
+
+if TYPE_CHECKING:
+    from mote_quant.parallel.sharings import Sharding
+    from mote_quant.recipe import Recipe
 
 
 @guarded
@@ -84,14 +88,12 @@ def plan(
       mote-quant plan --model Qwen2.5-3B --budget 3.5GB --context 8192
     """
     wish = Wish(tuple(budgets or ()), match, candidates, tokens, batch)
-    # Without a word both ways are told, where they differ.
-    ways = [sharding] if sharding else [*SharedBy] if processes > 1 else [SharedBy.ddp]
     wish.check(recipe, model)
     if recipe is None and (processes > 1 or sharding):
         raise RequestError("--processes and --sharding are for the training of a recipe; name one")
     with watching(context.obj):
         if recipe is not None:
-            show = _planned(recipe, model, overrides or (), wish, times, processes, ways)
+            show = _planned(recipe, model, overrides or (), wish, times, processes, sharding)
         else:
             show = _weighed(str(model), overrides or (), wish)
     show(as_json)
@@ -104,7 +106,7 @@ def _planned(
     wish: Wish,
     times: bool,
     processes: int,
-    ways: Sequence[SharedBy],
+    sharding: SharedBy | None,
 ) -> Callable[[bool], None]:
     """Plan a recipe; what comes back shows the plan."""
     from mote_quant import planning
@@ -113,15 +115,29 @@ def _planned(
     from mote_quant.sweeps.room import budgets_for, room_for, run_for
 
     loaded = load(recipe, overrides)
+    ways = _ways(loaded, processes, sharding)
     name = model_name(loaded, model)
     skeleton = planning.skeleton_for(to_plan(name))
     budgets, run = budgets_for(wish.budgets, skeleton), run_for(skeleton, wish.context, wish.sequences)
     planning.check_lengths(loaded, skeleton)
     planned = planning.plan_on(loaded, skeleton)
     room = room_for(planned, budgets, wish.accounting, run) if budgets or run else None
-    shardings: list[Any] = [way.value for way in ways]
-    estimate = estimate_for(planned, skeleton, name, Path("runs") / loaded.name, times, processes, shardings)
+    estimate = estimate_for(planned, skeleton, name, Path("runs") / loaded.name, times, processes, ways)
     return partial(show_plan, planned, estimate=estimate, room=room)
+
+
+def _ways(recipe: Recipe, processes: int, sharding: SharedBy | None) -> list[Sharding]:
+    """How processes may share the training: as asked, else both ways where they differ and both work."""
+    from mote_quant.recipe.schema import Train
+    from mote_quant.steps.train import require_shards, works_on_shards
+
+    optimizers = [step.config.optimizer for step in recipe.pipeline if isinstance(step.config, Train)]
+    if sharding is SharedBy.fsdp2:
+        for optimizer in optimizers:
+            require_shards(optimizer)
+    if sharding is not None:
+        return [sharding.value]
+    return ["ddp", "fsdp2"] if processes > 1 and all(map(works_on_shards, optimizers)) else ["ddp"]
 
 
 def _weighed(model: str, overrides: Sequence[str], wish: Wish) -> Callable[[bool], None]:

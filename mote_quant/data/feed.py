@@ -16,7 +16,7 @@ from mote_quant.data.mixing import Mixed, distinct, joined, untagged
 from mote_quant.data.packing import Form, PackedRows, form_for
 from mote_quant.data.reading import USUAL, Opener, reading_of
 from mote_quant.data.schedule import Schedule
-from mote_quant.data.source import Source
+from mote_quant.data.source import Source, none_held_out, too_few
 from mote_quant.data.streams import StreamCursor, Streamed
 from mote_quant.data.windows import Windows
 from mote_quant.errors import DataError
@@ -51,7 +51,7 @@ class Feed:
 
     def schedule(self, steps: int) -> Schedule:
         """The rows of so many steps."""
-        each = self.config.batch_size * self.config.gradient_accumulation
+        each = self._each
         if self._in_order():
             return Schedule(self.source.train, steps * each, self.seed)
         return Windows(self._cursor(), self._arrangement(), steps * each, _AHEAD * each)
@@ -86,7 +86,7 @@ class Feed:
 
     def _cursor_of(self, source: Source, number: int) -> Cursor:
         if isinstance(source, Streamed):
-            return StreamCursor(source.stream, self.seed, number)
+            return StreamCursor(source.stream, self.seed, number, wanted=self._each)
         return InMemory(source.train, self.seed, number)
 
     def _arrangement(self) -> Arrangement:
@@ -106,21 +106,22 @@ class Feed:
         samples = [untagged(cursor.take()) for _ in range(_LOOKED_AT)]
         return [token for sample in samples for token in torch.as_tensor(sample["input_ids"]).flatten().tolist()]
 
+    @property
+    def _each(self) -> int:
+        """Samples of a step."""
+        return self.config.batch_size * self.config.gradient_accumulation
+
     def short(self) -> str | None:
         """What is to be said of a source with fewer samples than a step takes."""
-        each = self.config.batch_size * self.config.gradient_accumulation
+        each = self._each
         found = {source.name: len(source.train) for source, _ in self.parts if not isinstance(source, Streamed)}
         few = [f"{name} has {count}" for name, count in found.items() if count < each]
-        return f"a step takes {each} samples, {', '.join(few)}: a step can see one of them twice" if few else None
+        return too_few(each, ", ".join(few)) if few else None
 
 
 def open_feed(config: Train, open_data: Opener, seed: int) -> Feed:
     """The data that `config` names. Raises DataError."""
-    reading = reading_of(config)
-    sources = {
-        name: open_data(name, config.max_length) if reading == USUAL else open_data(name, config.max_length, reading)
-        for name in config.sources
-    }
+    sources = _opened(config, open_data)
     for name, source in sources.items():
         if not (isinstance(source, Streamed) or len(source.train)):
             raise DataError(f"{name} has no training samples")
@@ -131,3 +132,19 @@ def open_feed(config: Train, open_data: Opener, seed: int) -> Feed:
     if (short := feed.short()) is not None:
         _log.warning("%s", short)
     return feed
+
+
+def check_held_out(config: Train, open_data: Opener) -> None:
+    """DataError where `config` looks at a validation split and none of its data has one."""
+    if config.validation is None and config.search is None:
+        return
+    sources = _opened(config, open_data).values()
+    if not any(len(source.validation) for source in sources):
+        raise none_held_out(" + ".join(source.name for source in sources))
+
+
+def _opened(config: Train, open_data: Opener) -> dict[str, Source]:
+    """The sources that `config` names, as it reads them."""
+    reading = reading_of(config)
+    more = () if reading == USUAL else (reading,)
+    return {name: open_data(name, config.max_length, *more) for name in config.sources}

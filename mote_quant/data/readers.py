@@ -16,6 +16,10 @@ from mote_quant.errors import DataError
 Row = Mapping[str, Any]
 
 
+class TooLongError(DataError):
+    """A row with more tokens than a sample may have."""
+
+
 class Reader(Protocol):
     """Makes samples of rows."""
 
@@ -67,7 +71,7 @@ class _Words:
     def _fitting(self, sample: Sample, where: str) -> Sample:
         tokens = len(sample["input_ids"])
         if tokens > self.length:
-            raise DataError(f"{where}: {tokens} tokens, the limit is {self.length}; raise max_length or shorten it")
+            raise TooLongError(f"{where}: {tokens} tokens, the limit is {self.length}; raise max_length or shorten it")
         return sample
 
 

@@ -27,6 +27,13 @@ class Reading:
         """What of it decides the samples, for a fingerprint: `bad_rows` only says when to give up."""
         return {name: value for name, value in asdict(self).items() if name != "bad_rows"}
 
+    @property
+    def all_held_out(self) -> str:
+        """What is to be said of a stream that ends with the rows that are held out."""
+        return (
+            f"has nothing to train on behind the {self.validation_rows} rows that are held out; lower validation_rows"
+        )
+
 
 class Opener(Protocol):
     """`open_data(name, max_length)`, or with a `Reading` for what is not read in the usual way."""

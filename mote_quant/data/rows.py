@@ -9,8 +9,8 @@ from typing import Any
 from mote_quant.data import text
 from mote_quant.data.processors import image_processor_of
 from mote_quant.data.questions import Questions, shows_images
-from mote_quant.data.readers import Blocks, Documents, Reader, Row, reader_of
-from mote_quant.data.source import Source, fingerprint_of, split
+from mote_quant.data.readers import Blocks, Documents, Reader, Row, TooLongError, reader_of
+from mote_quant.data.source import Sample, Source, fingerprint_of, split
 from mote_quant.data.stored import StoredTable
 from mote_quant.errors import DataError
 
@@ -49,12 +49,30 @@ def from_documents(
 
 def from_read(name: str, rows: Iterable[Row], reader: Reader, content: bytes | str) -> Source:
     """All samples that `reader` makes of `rows`."""
-    found = (reader.samples(row, f"{name}, row {index}") for index, row in enumerate(rows, 1))
-    samples = [sample for made in found for sample in made]
+    samples: list[Sample] = []
+    numbered = enumerate(rows, 1)
+    for index, row in numbered:
+        try:
+            samples += reader.samples(row, f"{name}, row {index}")
+        except TooLongError as error:
+            raise TooLongError(error.message + _more(name, numbered, reader)) from error
     if not samples:
         raise DataError(f"{name} {too_little(reader)}")
     fingerprint = fingerprint_of(content, *reader.settings)
     return Source(name, fingerprint, **split(samples), collate=reader.collate, kind=reader.kind)
+
+
+def _more(name: str, rest: Iterable[tuple[int, Row]], reader: Reader) -> str:
+    """How many of the rows behind the first that is too long are so, too: it spares finding them one by one."""
+    count = 1
+    for index, row in rest:
+        try:
+            reader.samples(row, f"{name}, row {index}")
+        except TooLongError:
+            count += 1
+        except DataError:
+            continue
+    return f" ({count:,} rows are too long in all)" if count > 1 else ""
 
 
 def too_little(reader: Reader) -> str:

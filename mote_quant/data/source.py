@@ -71,6 +71,19 @@ def within(source: Source, context: int | None = None, vocabulary: int | None = 
     return replace(source, collate=collate)
 
 
+def none_held_out(name: str) -> DataError:
+    """The error for data without a validation split where one is looked at."""
+    return DataError(
+        f"{name} has no validation samples (too few samples for a split of its own): "
+        "leave train.validation and train.search out, or give more data"
+    )
+
+
+def too_few(each: int, found: str) -> str:
+    """What is to be said of data with fewer samples (`found`: who has how many) than a step takes."""
+    return f"a step takes {each} samples, {found}: a step can see one of them twice"
+
+
 def fingerprint_of(*parts: Any) -> str:
     """The sha256 (hex) of JSON-able values and raw bytes, in order."""
     digest = hashlib.sha256()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from mote_quant.estimate.formulas import length
 from mote_quant.estimate.memory import spilled
 from mote_quant.estimate.report import Disk
 from mote_quant.estimate.sizes import FLOAT, Sizes
+from mote_quant.hf.cached_teacher import Kept
 from mote_quant.recipe.schema import Quantize, Train
 
 OPTIMIZER = 2 * FLOAT
@@ -30,7 +34,19 @@ def disk(sizes: Sizes, streamed: bool) -> Disk:
         after = output if last else 0 if step.name == "upcycle" else state_bytes(sizes)
         most = max(most, kept + own * (2 if several else 1), kept + own + after)
         kept = after if after and not last else kept
-    return Disk(output, most, _temporary(sizes))
+    return Disk(output, most, _temporary(sizes), sum(lessons(sizes, step.config) for step in steps))
+
+
+def lessons(sizes: Sizes, config: Any) -> int:
+    """The most that a teacher's cache takes: every position of every step has a label, and none is seen twice."""
+    if not isinstance(config, Train) or config.distill is None or config.distill.cache is None:
+        return 0
+    kept = Kept(config.distill.top_k, config.distill.temperature, bool(config.distill.hidden))
+    steps = max(config.steps, config.search.steps if config.search else 0)
+    # The first token of a row is not predicted.
+    labels = steps * config.gradient_accumulation * config.batch_size * (length(config) - 1)
+    width, layers = sizes.hidden, len(sizes.layers)
+    return kept.bytes_of(labels, vocabulary=sizes.vocabulary, layers=layers, width=width, itemsize=FLOAT)
 
 
 def trained(sizes: Sizes) -> list[int]:

@@ -29,11 +29,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes: the finished model, the most that lies in the output folder while it is made, and temporary files."""
+    """Bytes: the finished model, the most that lies in the output folder while it is made, and temporary files.
+
+    `lessons`: what teachers say at most, in the folders that `distill.cache` names; less where rows come again.
+    """
 
     output: int
     running: int
     temporary: int
+    lessons: int = 0
 
 
 @dataclass(frozen=True)

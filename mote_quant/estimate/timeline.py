@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes at one moment: `activations` (all that is temporary) and `gradients` of parameters."""
+    """Bytes at one moment: `activations` (all that is temporary), `gradients` of parameters, and what is there for the
+    exchange with other processes.
+    """
 
     activations: int = 0
     gradients: int = 0
+    exchange: int = 0
 
     def __add__(self, other: Held) -> Held:
         return Held(self.activations + other.activations, self.gradients + other.gradients)
 
     def weighed(self, share: float) -> float:
         """All of it, gradients counted to this share."""
-        return self.activations + share * self.gradients
+        return self.activations + share * self.gradients + self.exchange
 
 
 @dataclass
@@ -40,15 +43,18 @@ class Timeline:
     stretches: Mapping[Place, Stretch]
     like: Sequence[int]
 
-    def peak(self, share: float = 1.0) -> Held:
-        """The fullest moment of the step, where a device holds this share of the gradients."""
-        return max(self._moments(), key=lambda held: held.weighed(share), default=Held())
+    def peak(self, share: float = 1.0, exchange: Callable[[Place], int] = lambda place: 0) -> Held:
+        """The fullest moment of the step, where a device holds this share of the gradients.
 
-    def _moments(self) -> Iterator[Held]:
+        `exchange` says how much is there at a place for the exchange with others.
+        """
+        return max(self._moments(exchange), key=lambda held: held.weighed(share), default=Held())
+
+    def _moments(self, exchange: Callable[[Place], int]) -> Iterator[Held]:
         base = Held()
         for place in self._order():
             stretch = self.stretches.get(place, Stretch())
-            yield from (base + top for top in stretch.tops)
+            yield from (replace(base + top, exchange=exchange(place)) for top in stretch.tops)
             base += stretch.end
 
     def _order(self) -> Iterable[Place]:

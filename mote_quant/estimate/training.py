@@ -12,7 +12,7 @@ from mote_quant.errors import RequestError
 from mote_quant.estimate import formulas
 from mote_quant.estimate.imagined import Imagined, imagine
 from mote_quant.estimate.sizes import FLOAT, Sizes
-from mote_quant.estimate.timeline import Held
+from mote_quant.estimate.timeline import AFTER, BEFORE, BETWEEN, Held
 from mote_quant.parallel.sharings import Sharding
 from mote_quant.recipe.schema import Train
 
@@ -27,6 +27,8 @@ _KERNEL, _KERNELS, _SHAPES = round(0.4 * 2**20), 1024, 7
 of an expert, whose numbers of tokens are never the same."""
 _WHOLE_LAYERS = 2
 """Layers that FSDP2 holds whole at a time: one at work, one on its way."""
+_MOVING = "moving"
+"""The part of a step in which the optimizer moves weights."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,13 @@ class Training:
     def footprint(self, sharding: Sharding = "ddp") -> Footprint:
         """What one device holds when it holds most: in the middle of a step, or while the optimizer moves weights."""
         share = 1 / self.processes if sharding == "fsdp2" else 1.0
-        held = self._fullest(share)
+        held = self._fullest(share, sharding)
         return Footprint(
             weights=math.ceil(share * self.model.weights),
             optimizer=math.ceil(share * states(self.model.trained, self.config)),
             gradients=math.ceil(share * held.gradients),
             activations=held.activations,
-            exchange=self._exchange(sharding),
+            exchange=held.exchange,
             teacher=formulas.teaching(self.sizes, self.own),
             kernels=self._kernels,
         )
@@ -111,12 +113,16 @@ class Training:
         how = {"processes": self.processes, "sharding": sharding, "traced": self.model.timeline is not None}
         return how | {"bytes": found.to_dict(), "total_bytes": found.total}
 
-    def _fullest(self, share: float) -> Held:
-        gradients = self.model.gradients
-        step = (self.model.timeline or formulas.guessed(self.sizes, self.own, gradients)).peak(share)
+    def _fullest(self, share: float, sharding: Sharding) -> Held:
+        gradients, exchange = self.model.gradients, self._exchange(sharding)
+        timeline = self.model.timeline or formulas.guessed(self.sizes, self.own, gradients)
+        # Where the step was not gone through, its moments are not told apart either.
+        most = 0 if self.model.timeline else max(exchange.values(), default=0)
+        step = timeline.peak(share, lambda place: most or exchange.get(place[0], 0))
         if self.config.gradient_accumulation > 1:
-            step = Held(step.activations, gradients)
-        return max(step, Held(self._moving(share), gradients), key=lambda held: held.weighed(share))
+            step = replace(step, gradients=gradients)
+        moving = Held(self._moving(share), gradients, exchange.get(_MOVING, 0))
+        return max(step, moving, key=lambda held: held.weighed(share))
 
     def _moving(self, share: float) -> int:
         """What the optimizer makes of a weight held in bfloat16 while it moves it: its value and gradient, float32."""
@@ -124,15 +130,19 @@ class Training:
             return 0
         return 2 * FLOAT * math.ceil(share * max((count for _, count in self.model.trained), default=0))
 
-    def _exchange(self, sharding: Sharding) -> int:
+    def _exchange(self, sharding: Sharding) -> dict[str, int]:
+        """Part of a step -> bytes that are there because others are: buckets of gradients, or weights made whole."""
+        places = [BEFORE[0], "forward", BETWEEN[0], "backward", AFTER[0]]
         if self.processes == 1:
-            return 0
+            return {}
         if sharding == "ddp":
-            return self.model.gradients
+            return dict.fromkeys([*places, _MOVING], self.model.gradients)
         beside, *layers = self.model.units
         largest = max(layers, key=lambda unit: unit.weights, default=beside)
+        whole = _WHOLE_LAYERS * largest.weights
         # The gradients of a layer are whole until they are summed up over all processes, into parts.
-        return beside.weights + _WHOLE_LAYERS * largest.weights + 2 * largest.gradients
+        more = {"forward": whole, "backward": whole + 2 * largest.gradients}
+        return {place: beside.weights + more.get(place, 0) for place in places}
 
     @property
     def _kernels(self) -> int:

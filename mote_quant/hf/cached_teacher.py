@@ -33,10 +33,10 @@ class Kept:
         probabilities, words, rest = likeliest(logits, self.top_k, self.temperature)
         return {"probabilities": probabilities, "words": words, "rest": rest, **kept}
 
-    def bytes_of(self, labels: int, positions: int, vocabulary: int, layers: int, width: int, itemsize: int) -> int:
-        """What the lessons of so many labelled positions, and positions in all, take on disk."""
+    def bytes_of(self, labels: int, vocabulary: int, layers: int, width: int, itemsize: int) -> int:
+        """What the lessons of so many labelled positions take on disk."""
         words = vocabulary * itemsize if self.top_k is None else min(self.top_k, vocabulary) * 8 + 4
-        return labels * words + (positions * layers * width * itemsize if self.states else 0)
+        return labels * (words + (layers * width * itemsize if self.states else 0))
 
 
 class CachedTeacher:
@@ -126,8 +126,8 @@ def ask(
 
 def _keep(store: LessonStore, kept: Kept, lesson: Lesson, batch: Mapping[str, Tensor], new: list[int]) -> None:
     keys = row_keys(batch)
-    labels, positions = labelled(batch).sum(1).tolist(), attended(batch).sum(1).tolist()
+    labels = labelled(batch).sum(1).tolist()
     logits = torch.split(cast(Tensor, lesson.logits), labels)
-    states = [torch.split(state, positions) for state in lesson.states]
+    states = [torch.split(state, labels) for state in lesson.states]
     for row in new:
         store.add(keys[row], kept.row(logits[row], tuple(state[row] for state in states)))

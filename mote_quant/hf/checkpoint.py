@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from mote_quant.errors import ArtifactError, SaveError
 from mote_quant.hf.integrity import describe, read_manifest, sync, verify_file
-from mote_quant.ranks import by_main, gathered, ranks, together
+from mote_quant.ranks import about_others, by_main, gathered, ranks, together
 
 _STATE, _MANIFEST = "state.json", "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -52,6 +52,8 @@ def write(folder: Path, step: int, checkpoint: Checkpoint, extra: dict[str, str]
         files = {path.name: about for path, about in gathered(file)}
         by_main(lambda: _finish(target, aside, checkpoint.values, extra, files))
     except Exception as error:
+        if about_others(error):
+            raise
         if ranks().main:
             shutil.rmtree(aside, ignore_errors=True)
         kept = "The checkpoint before it is kept; free" if latest(folder) else "Free"

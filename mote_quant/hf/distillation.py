@@ -9,9 +9,11 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from mote_quant.hf.lesson import Lesson, state_distance, summed_divergence, summed_divergence_of_words
-from mote_quant.hf.states import at, attended, labelled, watched
+from mote_quant.hf.lesson import Lesson, state_distances, summed_divergence, summed_divergence_of_words
+from mote_quant.hf.states import at_labels, labelled, watched
 from mote_quant.ranks import gathered
+
+_WEIGHT = "router_aux_loss_coef"
 
 
 class Teacher(Protocol):
@@ -42,7 +44,7 @@ class LiveTeacher:
         given = {name: value for name, value in inputs.items() if name != "labels"}
         with _states_of(self._model, self._states) as states:
             logits = cast(Any, self._model)(**given, use_cache=False).logits
-        return Lesson(logits[:, :-1][labelled(inputs)], None, at(states, attended(inputs)))
+        return Lesson(logits[:, :-1][labelled(inputs)], None, at_labels(states, inputs))
 
 
 def _states_of(model: nn.Module, wanted: bool) -> AbstractContextManager[list[Tensor]]:
@@ -50,14 +52,14 @@ def _states_of(model: nn.Module, wanted: bool) -> AbstractContextManager[list[Te
 
 
 class Distillation:
-    """`(1 - weight) * task loss + weight * T^2 * KL(teacher || student)`, over the positions that have a label; and
-    `hidden` times the distance of the states after each layer.
+    """`(1 - weight) * task loss + weight * T^2 * KL(teacher || student)`, and `hidden` times the distance of the states
+    after each layer: all of them means over the positions that have a label, so that micro-batches add up.
 
     T^2 keeps the gradient's size whatever the temperature.
     """
 
     def __init__(self, teacher: Teacher | nn.Module, weight: float, temperature: float, hidden: float = 0.0) -> None:
-        self._teacher: Teacher = LiveTeacher(teacher) if isinstance(teacher, nn.Module) else teacher
+        self._teacher: Teacher = LiveTeacher(teacher, bool(hidden)) if isinstance(teacher, nn.Module) else teacher
         self._weight = weight
         self._temperature = temperature
         self._hidden = hidden
@@ -80,23 +82,26 @@ class Distillation:
         inputs: Mapping[str, Tensor],
         items: Tensor | int | None,
         states: list[Tensor] | None = None,
+        balance: Tensor | float = 0.0,
     ) -> Tensor:
         """The loss of a batch with `labels` whose task loss is `task`; `logits` [batch, length, vocabulary].
 
         `items` is what the sum over the batch is divided by, as in `task`; None for the mean over its positions.
-        `states` are the student's, as `watching` has them.
+        `states` are the student's, as `watching` has them. `balance` is the part of `task` that is of routers: it
+        counts whole.
         """
         lesson = self._teacher.teach(inputs)
         summed = self._divergence(logits[:, :-1][labelled(inputs)], lesson)
         positions = int(labelled(inputs).sum())
         self._sum, self._positions = self._sum + float(summed.detach()), self._positions + positions
-        divisor = max(positions, 1) if items is None else items
-        loss = (1 - self._weight) * task + self._weight * self._temperature**2 * summed / divisor
+        divisor = max(positions, 1) if items is None else torch.as_tensor(items, device=summed.device).clamp(min=1)
+        # A mean over no labels is 0 / 0.
+        task = task if positions else task.nan_to_num(0.0)
+        loss = (1 - self._weight) * task + self._weight * (balance + self._temperature**2 * summed / divisor)
         if not self._hidden:
             return loss
-        # Micro-batches add up: each counts by its share of what is predicted.
-        distance = state_distance(at(states or [], attended(inputs)), lesson.states)
-        return loss + self._hidden * distance * positions / divisor
+        distances = state_distances(at_labels(states or [], inputs), lesson.states)
+        return loss + self._hidden * distances.sum() / divisor
 
     def _divergence(self, logits: Tensor, lesson: Lesson) -> Tensor:
         if lesson.words is not None:
@@ -112,3 +117,12 @@ class Distillation:
         mean = sum(found for found, _ in seen) / max(sum(positions for _, positions in seen), 1)
         self._sum, self._positions = 0.0, 0
         return mean
+
+
+def added_balance(model: nn.Module, outputs: Any) -> Tensor | float:
+    """What a forward of `model` has added to its loss for its own routers; 0 where it adds nothing."""
+    found = outputs.get("aux_loss") if isinstance(outputs, Mapping) else None
+    config = cast(Any, model).config
+    places = [vars(part) for part in (model, config, config.get_text_config())]
+    weight = next((place[_WEIGHT] for place in places if _WEIGHT in place), 0.0)
+    return 0.0 if found is None else cast("Tensor | float", weight * found)

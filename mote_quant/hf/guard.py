@@ -63,7 +63,7 @@ class LossGuard:
             return
         loss, usual = sum(parts), self.usual
         if not math.isfinite(loss) or (usual is not None and loss > self._factor * usual):
-            raise SpikeError(_in_words(step, loss, usual), step, loss, usual)
+            raise SpikeError(self._in_words(step, loss, usual), step, loss, usual)
         if not gradients:
             raise SpikeError(f"the gradient is not finite after step {step}", step, math.nan, usual)
         self._losses = [*self._losses, loss][-self._window :]
@@ -80,7 +80,7 @@ class LossGuard:
         """What was done, for the report."""
         return [asdict(rollback) for rollback in self.rollbacks]
 
-
-def _in_words(step: int, loss: float, usual: float | None) -> str:
-    beside = "" if usual is None else f", {usual:.4g} is usual"
-    return f"the loss is {loss:.4g} after step {step}{beside}"
+    def _in_words(self, step: int, loss: float, usual: float | None) -> str:
+        median_of = "" if usual is None else f"; {usual:.4g} is the median of the last {self._window} losses"
+        over = f", guard.factor {self._factor:g}" if usual is not None and math.isfinite(loss) else ""
+        return f"the loss is {loss:.4g} after step {step}{median_of}{over}"

@@ -11,12 +11,16 @@ import json
 import logging
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -27,6 +31,8 @@ from mote_quant.hf.states import attended
 
 _log = logging.getLogger(__name__)
 _SHARD_BYTES = 64 << 20
+_ABANDONED = 24 * 60 * 60
+"""Seconds after which a shard that is half written belongs to nobody."""
 _IDENTITY = "identity.json"
 Row = dict[str, Tensor]
 
@@ -48,7 +54,8 @@ class LessonStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not path.exists():
-                write_atomic(path, text)
+                with FileLock(self.folder / ".lock"):
+                    write_atomic(path, text)
             known = path.read_text()
         except OSError as error:
             raise SaveError(f"{self.folder} cannot be used as a cache: {error}; name another distill.cache") from error
@@ -57,9 +64,11 @@ class LessonStore:
         self.refresh()
 
     def tidy(self) -> None:
-        """Remove what a process that was killed had half written; while nobody else writes."""
+        """Remove what a process that was killed had half written, long enough ago that nobody is at it any more."""
         for path in self.folder.glob(".lessons-*.part"):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _ABANDONED:
+                    path.unlink()
 
     def refresh(self) -> None:
         """Look for shards that others have written."""
@@ -111,7 +120,8 @@ class LessonStore:
         checks = {name: _check(tensor) for name, tensor in tensors.items()}
         digest = hashlib.sha256(" ".join(self._waiting).encode()).hexdigest()[:20]
         path = self.folder / f"lessons-{digest}.safetensors"
-        aside = path.with_name(f".{path.name}.part")
+        # Another run may be writing the same lessons.
+        aside = path.with_name(f".{path.name}.{uuid4().hex[:12]}.part")
         try:
             save_file(tensors, aside, {"checks": json.dumps(checks)})
             sync(aside)

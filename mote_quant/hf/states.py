@@ -45,6 +45,7 @@ def labelled(inputs: Mapping[str, Tensor]) -> Tensor:
     return inputs["labels"][:, 1:] != IGNORED
 
 
-def at(states: list[Tensor], mask: Tensor) -> tuple[Tensor, ...]:
-    """Of each state the positions of `mask`, [positions, width]."""
-    return tuple(state[mask.to(state.device)] for state in states)
+def at_labels(states: list[Tensor], inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Of each state the positions that have a label to predict, [positions, width]."""
+    mask = labelled(inputs)
+    return tuple(state[:, :-1][mask.to(state.device)] for state in states)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
+from filelock import FileLock
 from torch import nn
 
 from mote_quant.anatomy.structure import decoder_layers
@@ -64,8 +65,9 @@ def remember_hash(name: str, cache: str, weights: str) -> None:
     path = Path(cache) / _HASHES
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        known = json.loads(path.read_text()) if path.exists() else {}
-        write_atomic(path, json.dumps(known | {_files_hash(name): weights}, indent=1))
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            known = json.loads(path.read_text()) if path.exists() else {}
+            write_atomic(path, json.dumps(known | {_files_hash(name): weights}, indent=1))
     except (OSError, ValueError, TypeError) as error:
         raise SaveError(f"{path} could not be written: {error}; free space, or delete it") from error
 

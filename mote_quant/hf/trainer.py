@@ -1,9 +1,10 @@
-"""HF `Trainer` with our data order, our checkpoints and a guard against losses that are not finite."""
+"""HF `Trainer` with our data order, our checkpoints and a guard against what is not finite."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from mote_quant.data.schedule import Schedule
 from mote_quant.errors import TrainingError
 from mote_quant.hf import checkpoint as checkpoints
 from mote_quant.hf import training_state
-from mote_quant.hf.distillation import Distillation
+from mote_quant.hf.distillation import Distillation, added_balance
 from mote_quant.hf.guard import LossGuard
 from mote_quant.hf.pulling import follow_loss
 from mote_quant.hf.quantizer import MoteQuantizer
@@ -78,12 +79,22 @@ class MoteTrainer(Trainer):  # type: ignore[misc]
         if self._guard is not None:
             self._guard.add(loss.item())
         elif not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} after step {self.state.global_step}: lower learning_rate, add warmup, or "
-                "check the data. The last checkpoint is kept; change the recipe and use a new output folder"
-            )
+            raise self._spoiled(f"the loss is {loss.item()}")
         self._tokens += inputs["input_ids"].numel()
         return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm before clipping, the same in all processes: the last thing known before the weights move."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self._guard is None and not math.isfinite(norm):
+            raise self._spoiled("the gradient is not finite")
+        return norm
+
+    def _spoiled(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"{what} after step {self.state.global_step}: lower learning_rate, add warmup, or check the data. The last "
+            "checkpoint is kept; change the recipe and use a new output folder"
+        )
 
     def total_tokens(self) -> int:
         """The input tokens seen by all processes, resumed runs included; to be asked for by all of them."""
@@ -99,7 +110,8 @@ class MoteTrainer(Trainer):  # type: ignore[misc]
             task, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         # Trainer multiplies a share of a loss by the number of processes, for their gradients are averaged.
         world = 1 if num_items_in_batch is None else ranks().world
-        loss = self._distillation.loss(task / world, outputs["logits"], inputs, num_items_in_batch, states)
+        balance = added_balance(self.model, outputs)
+        loss = self._distillation.loss(task / world, outputs["logits"], inputs, num_items_in_batch, states, balance)
         if blocks(self.model):
             loss = follow_loss(self.model, loss)
         return (world * loss, outputs) if return_outputs else world * loss

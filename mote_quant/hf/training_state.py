@@ -85,14 +85,18 @@ def _state(saved: Saved, name: str, parameter: Tensor) -> Tensor:
     return saved.rows(name, 0, None)
 
 
+def _processes(count: int) -> str:
+    return "one process" if count == 1 else f"{count} processes"
+
+
 def restore_random(saved: Saved, seed: int) -> None:
     """This process's random state; one that has none there begins its own, from `seed`."""
     if saved.world != ranks().world:
         _log.log(
             NOTICE,
-            "this checkpoint was written by %d processes, now there are %d: what follows is the same up to rounding",
-            saved.world,
-            ranks().world,
+            "this checkpoint was written by %s, now there %s: what follows is the same up to rounding",
+            _processes(saved.world),
+            f"{'is' if ranks().world == 1 else 'are'} {_processes(ranks().world)}",
         )
     own = saved.own()
     if own is None:

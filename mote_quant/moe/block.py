@@ -154,7 +154,7 @@ class MoteBlock(nn.Module):
         if not (learns and (self.balance_loss or self.z_loss)):
             return y
         # Of a process without tokens the others still wait to hear.
-        load = load_of_all(expert_load(choice))
+        load = load_of_all(expert_load(choice), tokens)
         if not tokens:
             return y
         balance = balance_loss(choice, load)

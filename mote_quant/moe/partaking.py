@@ -19,13 +19,13 @@ def several() -> bool:
     return torch.is_grad_enabled() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def load_of_all(load: Tensor) -> Tensor:
-    """The mean over all processes of a load [E], which has no gradient; all are assumed to see as many tokens."""
+def load_of_all(load: Tensor, tokens: int) -> Tensor:
+    """The load [E] of all tokens of all processes, of that of the `tokens` of this one; it has no gradient."""
     if not several():
         return load
-    total = load.clone()
+    total = torch.cat([load, load.new_ones(1)]) * tokens
     dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return total[:-1] / total[-1].clamp_min(1)
 
 
 class _TakePart(torch.autograd.Function):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -31,18 +32,38 @@ def shard(model: nn.Module, compute: torch.dtype | None = None) -> list[nn.Param
     dense weights travel and are multiplied in `compute`; latent ones travel as they are, for their codes are a function
     of all their bits.
     """
-    mesh = _mesh()
-    kept = list(_kept(model))
-    wanted: dict[str, Any] = {"mesh": mesh, "ignored_params": set(kept)}
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32 if compute else None)
-    for _, layer in decoder_layers(model):
-        for part in _dense_parts(layer) if compute else ():
-            fully_shard(part, mp_policy=policy, **wanted)
-        fully_shard(layer, **wanted)
-    fully_shard(model, **wanted)
+    mesh, units = _mesh(), list(_units(model, compute))
+    kept = [*_kept(model)]
+    kept += _of_other_types([unit for unit, _ in units], {id(parameter) for parameter in kept})
+    for unit, policy in units:
+        fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=set(kept))
     for parameter in kept:
         parameter.data = parameter.data.to(mesh.device_type)
     return kept
+
+
+def _units(model: nn.Module, compute: torch.dtype | None) -> Iterator[tuple[nn.Module, MixedPrecisionPolicy]]:
+    """What is gathered at a time, inner ones first: of decoder layers what trains in another way, these, the rest."""
+    reduced = torch.float32 if compute else None
+    as_held, computed = (MixedPrecisionPolicy(kind, reduced) for kind in (None, compute))
+    for _, layer in decoder_layers(model):
+        types = {parameter.dtype for parameter in layer.parameters() if parameter.requires_grad}
+        if compute or len(types) > 1:
+            yield from ((part, computed) for part in _dense_parts(layer))
+        yield layer, as_held
+    yield model, as_held
+
+
+def _of_other_types(units: list[nn.Module], known: set[int]) -> Iterator[nn.Parameter]:
+    """What trains in a type that most of its unit does not have (biases, norms): a unit is exchanged in one type."""
+    for unit in units:
+        own = [p for p in unit.parameters() if p.requires_grad and id(p) not in known]
+        known.update(id(parameter) for parameter in own)
+        sizes = Counter[torch.dtype]()
+        for parameter in own:
+            sizes[parameter.dtype] += parameter.numel()
+        most = max(sizes, key=lambda dtype: sizes[dtype], default=None)
+        yield from (parameter for parameter in own if parameter.dtype != most)
 
 
 def _dense_parts(module: nn.Module) -> Iterator[nn.Module]:
@@ -74,6 +95,9 @@ def average(parameters: list[nn.Parameter]) -> None:
     import torch.distributed as dist
 
     found = [parameter for parameter in parameters if parameter.requires_grad]
+    if all(parameter.grad is None for parameter in found):
+        # A step that every process leaves out: zeros would still move what has momentum.
+        return
     for dtype in dict.fromkeys(parameter.dtype for parameter in found):
         gradients = [_gradient(parameter) for parameter in found if parameter.dtype == dtype]
         flat = torch.cat([gradient.flatten() for gradient in gradients])

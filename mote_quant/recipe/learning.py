@@ -15,9 +15,9 @@ from mote_quant.recipe.scalars import Fraction, NotNegative, Positive, PositiveI
 class Distill(Closed):
     """A share `weight` of the loss is the distance from `teacher` (a model folder or a hub id) at `temperature`.
 
-    `hidden` weighs a further loss: how far the states after each decoder layer are from the teacher's. `cache` is a
-    folder for what the teacher says, so that it is asked once; with `top_k` only its so many likeliest words are kept,
-    the others as one.
+    `hidden` weighs a further loss: how far the states after each decoder layer, where there is a label, are from
+    the teacher's, each by the size of the teacher's. `cache` is a folder for what the teacher says, so that it is asked
+    once; with `top_k` only its so many likeliest words are kept, the others as one.
     """
 
     teacher: Text

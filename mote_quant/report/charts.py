@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 Line = Sequence[tuple[float, float]]
 """Points (x, y), x rising."""
@@ -15,50 +17,82 @@ _NAMED = 6
 """So many lines have a colour and a name each; of more only the first and the last are named, shaded in between."""
 _COLOURS = ("#1f6fb2", "#d1652c", "#2c8a57", "#8a4fb0", "#b08b1c", "#5a6675")
 _TICKS = 4
+_DIGITS = 10
+_LEGIBLE = 32
+"""So many rows of a map are high enough for text."""
 
 
-def line_chart(title: str, lines: Mapping[str, Line]) -> str:
-    """One chart of named lines over one pair of axes; empty where no line has two finite points."""
+def line_chart(title: str, lines: Mapping[str, Line], along: str = "step") -> str:
+    """One chart of named lines over one pair of axes (`along`: what x is); empty where no line has two finite points.
+
+    A line that is alone is named where its name is not the title.
+    """
     shown = {name: points for name, line in lines.items() if len(points := _finite(line)) > 1}
     if not shown:
         return ""
     every = [point for line in shown.values() for point in line]
-    x, y = _Axis.over([p[0] for p in every], _LEFT, WIDTH - _RIGHT), _y_axis([p[1] for p in every])
+    x, y = _x_axis([p[0] for p in every]), _y_axis([p[1] for p in every])
     colours = _colours(len(shown))
-    parts = [*_grid(x, y), *(_path(line, x, y, colour) for line, colour in zip(shown.values(), colours, strict=True))]
-    return _framed(title, [*parts, *_legend(list(shown), colours)], HEIGHT)
+    parts = [*_grid(x, y), _text(_LEFT - 14, HEIGHT - 8, along, "end")]
+    parts += [_path(line, x, y, colour) for line, colour in zip(shown.values(), colours, strict=True)]
+    named = [] if len(shown) == 1 and title.startswith(next(iter(shown))) else list(shown)
+    return _framed(title, [*parts, *_legend(named, colours)], HEIGHT)
 
 
-def shade_map(title: str, rows: Mapping[str, Sequence[float]], usual: float) -> str:
-    """A row of cells for each name, darker for more; `usual` is where a cell has half of the shade."""
+def share_map(title: str, rows: Mapping[str, Sequence[float]], column: str) -> str:
+    """A row of cells for each name, one for each `column`, that show its share of the row in percent, darker for more.
+
+    An even share has half of the shade.
+    """
     if not rows:
         return ""
     widest = max(len(row) for row in rows.values())
-    room = WIDTH - 2 * _LEFT - _RIGHT
-    cell_width, cell_height = room / widest, 14 if len(rows) <= _NAMED * 2 else 6
-    parts = []
+    cell = _Cell((WIDTH - 2 * _LEFT - _RIGHT) / max(widest, 1), 16 if len(rows) <= _LEGIBLE else 6)
+    parts = [_text(2 * _LEFT - 6, _TOP + 8, column, "end")]
+    every = math.ceil(20 / cell.width)
+    parts += [_text(cell.middle(place), _TOP + 8, str(place), "middle") for place in range(0, widest, every)]
     for number, (name, row) in enumerate(rows.items()):
-        top = _TOP + number * cell_height
-        if cell_height > 10 or number % 6 == 0:
-            parts.append(_text(2 * _LEFT - 6, top + cell_height - 3, name, "end"))
-        for place, value in enumerate(row):
-            box = f'x="{2 * _LEFT + place * cell_width:.1f}" y="{top}" width="{cell_width:.1f}" height="{cell_height}"'
-            shade = min(1.0, value / (2 * usual)) if usual else 0.0
-            told = f"<title>{html.escape(name)}, expert {place}: {value:.3g}</title>"
-            parts.append(f'<rect {box} fill="#1f6fb2" fill-opacity="{shade:.2f}" stroke="#e3e8ee">{told}</rect>')
-    return _framed(title, parts, _TOP + len(rows) * cell_height + 8)
+        if cell.height > 10 or number % 6 == 0:
+            parts.append(_text(2 * _LEFT - 6, cell.top(number) + cell.height - 4, name, "end"))
+        parts += [
+            cell.drawn(number, place, value, len(row), f"{name}, {column} {place}") for place, value in enumerate(row)
+        ]
+    return _framed(title, parts, cell.top(len(rows)) + 8)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """Of a map: how large its cells are."""
+
+    width: float
+    height: int
+
+    def top(self, row: int) -> int:
+        """The upper edge of a row, below the names of the columns."""
+        return _TOP + 14 + row * self.height
+
+    def middle(self, place: int) -> float:
+        """The middle of a column."""
+        return 2 * _LEFT + (place + 0.5) * self.width
+
+    def drawn(self, row: int, place: int, share: float, of: int, name: str) -> str:
+        """A cell with a `share` of one, where 1 / `of` is even; its figure is written where there is room."""
+        shade = min(1.0, share * of / 2)
+        left, top = 2 * _LEFT + place * self.width, self.top(row)
+        box = f'x="{left:.1f}" y="{top}" width="{self.width:.1f}" height="{self.height}"'
+        told = f"<title>{html.escape(name)}: {100 * share:.3g} %</title>"
+        rectangle = f'<rect {box} fill="#1f6fb2" fill-opacity="{shade:.2f}" stroke="#e3e8ee">{told}</rect>'
+        if self.height < 10 or self.width < 24:
+            return rectangle
+        colour = "#ffffff" if shade > 0.7 else "#1c2430"
+        return rectangle + _text(self.middle(place), top + self.height - 4, f"{100 * share:.0f}", "middle", colour)
 
 
 class _Axis:
-    """From figures to places in the picture, with round figures for ticks."""
+    """From figures to places in the picture, with a tick at every multiple of `step`."""
 
-    def __init__(self, low: float, high: float, start: float, end: float) -> None:
-        self.low, self.high, self._start, self._end = low, high, start, end
-
-    @classmethod
-    def over(cls, values: Sequence[float], start: float, end: float) -> _Axis:
-        low, high = min(values), max(values)
-        return cls(low, high if high > low else low + 1, start, end)
+    def __init__(self, low: float, high: float, step: float, start: float, end: float) -> None:
+        self.low, self.high, self._step, self._start, self._end = low, high, step, start, end
 
     def place(self, value: float) -> float:
         """Where `value` is drawn."""
@@ -66,9 +100,16 @@ class _Axis:
 
     def ticks(self) -> list[float]:
         """Round figures within, about `_TICKS` of them."""
-        step = _round_step((self.high - self.low) / _TICKS)
-        first = math.ceil(self.low / step - 1e-9)
-        return [number * step for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        first = math.ceil(self.low / self._step - 1e-9)
+        return [number * self._step for number in range(first, math.floor(self.high / self._step + 1e-9) + 1)]
+
+
+def _x_axis(values: Sequence[float]) -> _Axis:
+    low, high = min(values), max(values)
+    high = high if high > low else low + 1
+    # Steps of a training are whole.
+    step = max(1.0, _round_step((high - low) / _TICKS))
+    return _Axis(low, high, math.ceil(step), _LEFT, WIDTH - _RIGHT)
 
 
 def _y_axis(values: Sequence[float]) -> _Axis:
@@ -76,7 +117,12 @@ def _y_axis(values: Sequence[float]) -> _Axis:
     # From 0 where that costs little room; a flat line lies in the middle.
     low = 0.0 if 0 < low < 0.4 * high else low
     room = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
-    return _Axis(low if low == 0 else low - room, high + room, HEIGHT - _BOTTOM, _TOP)
+    bottom = low if low == 0 else low - room
+    end = high if high > low else high + room
+    step = _round_step((end - bottom) / _TICKS)
+    # The topmost tick is above all of the data, so that its largest figure can be read off.
+    top = max(end, math.ceil(end / step - 1e-9) * step)
+    return _Axis(bottom, top, step, HEIGHT - _BOTTOM, _TOP)
 
 
 def _round_step(rough: float) -> float:
@@ -96,12 +142,12 @@ def _colours(count: int) -> list[str]:
 
 
 def _grid(x: _Axis, y: _Axis) -> Iterable[str]:
-    for tick in y.ticks():
+    for tick, figure in zip(y.ticks(), _figures(y.ticks()), strict=True):
         place = y.place(tick)
         yield f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{place:.1f}" y2="{place:.1f}" stroke="#e3e8ee"/>'
-        yield _text(_LEFT - 6, place + 3.5, _figure(tick), "end")
-    for tick in x.ticks():
-        yield _text(x.place(tick), HEIGHT - 8, _figure(tick), "middle")
+        yield _text(_LEFT - 6, place + 3.5, figure, "end")
+    for tick, figure in zip(x.ticks(), _figures(x.ticks()), strict=True):
+        yield _text(x.place(tick), HEIGHT - 8, figure, "middle")
 
 
 def _path(line: Line, x: _Axis, y: _Axis, colour: str) -> str:
@@ -110,19 +156,24 @@ def _path(line: Line, x: _Axis, y: _Axis, colour: str) -> str:
 
 
 def _legend(names: list[str], colours: list[str]) -> Iterable[str]:
-    if len(names) < 2:
-        return
-    pairs = list(zip(names, colours, strict=True))
+    pairs = list(zip(names, colours, strict=False))
     right = float(WIDTH - _RIGHT)
     for name, colour in reversed(pairs if len(names) <= _NAMED else [pairs[0], pairs[-1]]):
         yield _text(right, 14, name, "end", colour)
         right -= 6.2 * len(name) + 14
 
 
-def _figure(value: float) -> str:
-    if abs(value) < 100:
-        return f"{value:.3g}"
-    return f"{value:,.0f}" if abs(value) < 10_000 else f"{value / 1000:,.0f}k"
+def _figures(ticks: Sequence[float]) -> list[str]:
+    """Ticks as text, all with as many digits as are needed to tell what each is."""
+    most = max(map(abs, ticks), default=0.0)
+    scale, unit = (1000.0, "k") if most >= 10_000 else (1.0, "")
+    kind = "f" if most >= 1e-3 else "g"
+    gap = min((b - a for a, b in pairwise(ticks)), default=most)
+    for digits in range(_DIGITS):
+        texts = [f"{tick / scale:.{digits}{kind}}" for tick in ticks]
+        if all(abs(float(text) * scale - tick) <= 0.01 * gap for text, tick in zip(texts, ticks, strict=True)):
+            break
+    return [f"{tick / scale:,.{digits}{kind}}{unit}" for tick in ticks]
 
 
 def _text(x: float, y: float, text: str, anchor: str, colour: str = "#5a6675") -> str:

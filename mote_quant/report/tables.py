@@ -52,11 +52,12 @@ def _step_row(note: dict[str, Any]) -> list[str]:
     if "preservation" in note:
         figures.append(f"preservation: outputs moved by {note['preservation']['relative']:.3g} (relative)")
     if note.get("curve"):
-        figures.append(
-            f"loss {note['curve'][0]['loss']:.4f} -> {note['curve'][-1]['loss']:.4f}, {note['tokens']:,} tokens"
-        )
+        figures.append(f"loss {note['curve'][0]['loss']:.4f} -> {note['curve'][-1]['loss']:.4f}")
+        figures[-1] += f", {note['tokens']:,} tokens (padding included)"
     if note.get("distillation"):
         figures.append(f"KL to the teacher {note['curve'][0]['kl']:.4f} -> {note['distillation']['kl']:.4f}")
+    if note.get("devices"):
+        figures.append(f"{note['devices']['processes']} processes, {note['devices']['sharding']}")
     figures += training.figures(note)
     if note.get("modules"):
         starved = [name for name, module in note["modules"].items() if module.get("tokens") == 0]

@@ -7,31 +7,40 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from mote_quant.report.charts import line_chart, shade_map
+from mote_quant.report.charts import line_chart, share_map
+from mote_quant.report.figures import percent
 
 Note = Mapping[str, Any]
 Lines = dict[str, list[tuple[float, float]]]
 
 
 def callouts(note: Note) -> list[list[str]]:
-    """(where, what) for steps that were undone, and for layers with experts that hardly any token reached any more."""
+    """(where, what) for data that is short, steps undone, and layers with experts that hardly any token reached."""
     dead: dict[str, list[str]] = {}
     for found in note.get("dead_experts", []):
         dead.setdefault(str(found["layer"]), []).append(f"{found['expert']} (since step {found['step']})")
     text = "hardly any token reached expert {}: raise balance_loss, or take fewer experts"
+    short = [["data", note["data"]["short"]]] if note.get("data", {}).get("short") else []
     undone = [[f"step {row['step']}", _undone(row)] for row in note.get("rollbacks", [])]
-    return undone + [[layer, text.format(", ".join(experts))] for layer, experts in dead.items()]
+    return short + undone + [[layer, text.format(", ".join(experts))] for layer, experts in dead.items()]
 
 
 def _undone(row: Note) -> str:
     spike = "a loss or gradient that is not finite" if row["loss"] is None else f"loss {row['loss']:.4g}"
+    spike += "" if row["loss"] is None or row["usual"] is None else f" (the median before was {row['usual']:.4g})"
     return f"{spike}: back to step {row['back_to']}, without that step's data, rates x {row['rate']:.3g}"
 
 
 def figures(note: Note) -> list[str]:
-    """What a search and a validation came to, in a few words."""
+    """What was seen of the data, and what a search and a validation came to, in a few words."""
+    told = list(_data(note.get("data", {})))
     search, validation = note.get("search"), note.get("validation")
-    told = [f"learning rate {search['learning_rate']:g} of {', '.join(search['losses'])}"] if search else []
+    if search:
+        tried = ", ".join(f"{rate}: {_loss(loss)}" for rate, loss in search["losses"].items())
+        told.append(f"learning rate {search['learning_rate']:g}, the best of the validation losses {tried}")
+    if own := note.get("learning_rates"):
+        rates = ", ".join(f"{target} {given['rate']:g}" for target, given in own.items())
+        told.append(f"learning rates of their own: {rates}")
     if validation:
         best, stopped = validation["best"], validation["stopped"]
         early = f", stopped after step {stopped}" if stopped else ""
@@ -39,11 +48,27 @@ def figures(note: Note) -> list[str]:
     return told
 
 
+def _data(seen: Note) -> Iterator[str]:
+    """What a mix, packing and sorting came to."""
+    if sources := seen.get("sources"):
+        yield "samples " + ", ".join(f"{name}: {count:,}" for name, count in sources.items())
+    if packed := seen.get("packed"):
+        yield f"rows {percent(packed['fill'])} full, {packed['samples_a_row']:g} samples a row"
+    if bucketed := seen.get("bucketed"):
+        yield f"{percent(bucketed['padding'])} padding ({percent(bucketed['padding_unsorted'])} unsorted)"
+    if bad := seen.get("bad_rows"):
+        yield f"{bad:,} bad rows skipped"
+
+
+def _loss(found: float | None) -> str:
+    return "not finite" if found is None else f"{found:.4g}"
+
+
 def charts(note: Note) -> list[str]:
     """SVG pictures of the note of a step; none where it saw nothing."""
-    points = note.get("figures", [])
-    drawn = [line_chart("loss", _LOSSES(note.get("curve", [])))]
-    drawn += [line_chart(title, lines(points)) for title, lines in _CHARTS]
+    points, curve = note.get("figures", []), note.get("curve", [])
+    drawn = [line_chart("loss", (_MIXED if note.get("distillation") else _LOSSES)(curve))]
+    drawn += [line_chart(_title(title, note), lines(points or curve)) for title, lines in _CHARTS]
     return [chart for chart in [*drawn, *_loads(points)] if chart]
 
 
@@ -76,16 +101,25 @@ def _short(name: str) -> str:
 
 
 _LAYERS = r"\.\d+$"
-_LOSSES = _plain(loss="training", validation="validation", kl="KL to the teacher")
+_RATE = "learning rate"
+_LOSSES = _plain(loss="training", validation="validation")
+_MIXED = _plain(loss="training (task and teacher)", validation="validation (task)")
 _CHARTS: Sequence[tuple[str, Callable[[Sequence[Note]], Lines]]] = (
-    ("learning rate", _plain(learning_rate="learning rate")),
+    ("KL to the teacher (nats)", _plain(kl="KL to the teacher (nats)")),
+    (_RATE, _plain(learning_rate=_RATE)),
     ("gradient norm before clipping", _nested("gradients")),
     ("balance of experts (1 is even)", _nested("routing", "balance")),
     ("routing entropy (nats)", _nested("routing", "entropy")),
     ("share of weights that are zero", _nested("codes", "zeros", _LAYERS)),
     ("share of codes changed since the last point", _nested("codes", "flips", _LAYERS)),
-    ("tokens a second", _plain(tokens_per_second="tokens a second")),
+    ("tokens a second, padding included", _plain(tokens_per_second="tokens a second, padding included")),
 )
+
+
+def _title(title: str, note: Note) -> str:
+    """Whose rate is drawn, where some have their own."""
+    own = note.get("learning_rates")
+    return f"{title} of all but {', '.join(own)}" if own and title == _RATE else title
 
 
 def _loads(points: Sequence[Note]) -> Iterator[str]:
@@ -97,5 +131,5 @@ def _loads(points: Sequence[Note]) -> Iterator[str]:
         _short(layer): [fmean(loads) for loads in zip(*(r[layer]["load"] for r in last if layer in r), strict=True)]
         for layer in last[-1]
     }
-    even = 1 / max(1, len(next(iter(rows.values()))))
-    yield shade_map("load of experts at the end (a row a layer)", rows, even)
+    even = 100 / max(1, len(next(iter(rows.values()))))
+    yield share_map(f"load of experts at the end, in % ({even:.3g} is even)", rows, "expert")

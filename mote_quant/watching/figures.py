@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +109,7 @@ class Figures(TrainerCallback):  # type: ignore[misc]
         self._routing.stop()
         self._speed.stop()
         while self._sinks:
-            with suppress(OSError):
-                self._sinks.pop().close()
+            self._sinks.pop().close()
 
     def _places(self) -> dict[str, tuple[str, str]]:
         """Role and layer of each module that holds latent weights and trains; adapters may have come since."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mote_quant.moe import blocks
-from mote_quant.moe.losses import balance_loss, expert_load
+from mote_quant.moe.losses import expert_load
 from mote_quant.moe.pull import in_backward
 from mote_quant.moe.router import Choice
 from mote_quant.ranks import mean
@@ -17,20 +17,22 @@ from mote_quant.watching.places import layer_of
 
 
 class Tally:
-    """Token-weighted sums over the forwards of one router: expert load [E], balance, entropy in nats, tokens."""
+    """Sums over the tokens of one router: choices that fell on each expert [E], over top-k; probabilities [E]; entropy
+    in nats; tokens.
+    """
 
     def __init__(self, experts: int) -> None:
-        self._none = torch.zeros(experts + 3)
+        self._none = torch.zeros(2 * experts + 2)
         self.sums = self._none
 
     @torch.no_grad()
     def add(self, choice: Choice) -> None:
         """One forward in training."""
-        load, p = expert_load(choice), choice.probabilities
+        p = choice.probabilities
         # Of the logits: cheaper than a logarithm of each probability, and finite where one is 0.
         entropy = choice.logits.logsumexp(dim=-1) - (p * choice.logits).sum(dim=-1)
-        scalars = torch.stack([balance_loss(choice, load), entropy.mean(), torch.ones_like(entropy[0])])
-        self.sums = self.sums.to(p.device) + torch.cat([load, scalars]) * len(p)
+        added = [expert_load(choice) * len(p), p.sum(dim=0), entropy.sum().view(1), p.new_full((1,), len(p))]
+        self.sums = self.sums.to(p.device) + torch.cat(added)
 
     def take(self) -> Tensor:
         """The sums since this was last called."""
@@ -57,8 +59,8 @@ class RoutingMeter:
             self._handles.pop().remove()
 
     def take(self) -> dict[str, dict[str, Any]]:
-        """Of each layer `load` [E], `balance` (1.0 = uniform) and `entropy` in nats, means over all tokens since this
-        was last called, of all processes; to be called by all of them.
+        """Of each layer `load` [E], `balance` (1.0 = uniform) and mean `entropy` in nats, of all tokens since this was
+        last called, in all processes; to be called by all of them.
         """
         if not self._tallies:
             return {}
@@ -81,5 +83,8 @@ def _adding_to(tally: Tally) -> Any:
 
 
 def _described(sums: Tensor) -> dict[str, Any]:
-    *load, balance, entropy = (sums[:-1] / sums[-1]).tolist()
-    return {"load": [round(share, 5) for share in load], "balance": round(balance, 5), "entropy": round(entropy, 5)}
+    experts = (len(sums) - 2) // 2
+    load, probabilities, (entropy, _) = torch.split(sums / sums[-1], [experts, experts, 2])
+    balance = experts * float((load * probabilities).sum())
+    shares = [round(share, 5) for share in load.tolist()]
+    return {"load": shares, "balance": round(balance, 5), "entropy": round(float(entropy), 5)}

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
-from mote_quant.errors import MissingExtraError, RequestError
+from mote_quant.errors import MissingExtraError, MoteError, RequestError
+from mote_quant.ranks import launched
 from mote_quant.recipe.near import did_you_mean
 
+_log = logging.getLogger(__name__)
 Entry = Mapping[str, Any]
 """What was logged at a `step`, nested."""
 FILE = "metrics.jsonl"
+T = TypeVar("T")
 
 
 class Sink(Protocol):
@@ -100,15 +107,18 @@ class Wandb:
         import wandb
 
         place = f"{folder.resolve()}/{part}"
-        self._run: Any = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "mote-quant"),
-            name=os.environ.get("WANDB_NAME", f"{folder.resolve().parent.name} {part}"),
-            id=hashlib.sha256(place.encode()).hexdigest()[:12],
-            dir=str(folder),
-            resume="allow",
-            reinit="create_new",
-            settings=wandb.Settings(silent=True),
-        )
+        try:
+            self._run: Any = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "mote-quant"),
+                name=os.environ.get("WANDB_NAME", f"{folder.resolve().parent.name} {part}"),
+                id=hashlib.sha256(place.encode()).hexdigest()[:12],
+                dir=str(folder),
+                resume="allow",
+                reinit="create_new",
+                settings=wandb.Settings(silent=True),
+            )
+        except wandb.errors.UsageError as error:
+            raise _no_key(error) from error
 
     def write(self, entry: Entry) -> None:
         """One call with every number."""
@@ -119,6 +129,40 @@ class Wandb:
         self._run.finish()
 
 
+class Sturdy:
+    """A sink whose failures are warned of, once, and then it is closed: figures are not worth a training."""
+
+    def __init__(self, name: str, open_it: Callable[[], Sink]) -> None:
+        self._name = name
+        self._sink: Sink | None = None
+        self._sink = self._tried(open_it)
+
+    def write(self, entry: Entry) -> None:
+        """One more entry, as long as the sink takes any."""
+        if (sink := self._sink) is not None:
+            self._tried(lambda: sink.write(entry))
+
+    def close(self) -> None:
+        """No more will come."""
+        if (sink := self._sink) is not None:
+            self._tried(sink.close)
+        self._sink = None
+
+    def _tried(self, work: Callable[[], T]) -> T | None:
+        try:
+            return work()
+        except MoteError:
+            raise
+        # What a sink raises is its own affair, and most of them are foreign code.
+        except Exception as error:
+            _log.warning("no more figures go to %s: %s: %s", self._name, type(error).__name__, error)
+            failed, self._sink = self._sink, None
+            with suppress(Exception):
+                if failed is not None:
+                    failed.close()
+            return None
+
+
 _SINKS: dict[str, tuple[Callable[[Path, str, Sequence[Entry]], Sink], str]] = {
     "tensorboard": (TensorBoard, "tensorboard"),
     "wandb": (Wandb, "wandb"),
@@ -126,7 +170,8 @@ _SINKS: dict[str, tuple[Callable[[Path, str, Sequence[Entry]], Sink], str]] = {
 
 
 def check_sinks(names: Sequence[str], folder: Path | None) -> None:
-    """RequestError for a name nobody knows or without a folder, MissingExtraError for a package that is not there."""
+    """RequestError for a name nobody knows, without a folder or without a key to Weights & Biases; MissingExtraError
+    for a package that is not there."""
     for name in names:
         if name not in _SINKS:
             meant = did_you_mean(name, _SINKS) or f"; choose of {', '.join(_SINKS)}"
@@ -136,6 +181,27 @@ def check_sinks(names: Sequence[str], folder: Path | None) -> None:
             raise MissingExtraError(f"logging to {name} needs a package that is not there: pip install {package}")
     if names and folder is None:
         raise RequestError(f"logging to {', '.join(names)} needs a folder to write to: name an output")
+    # Of several processes one logs.
+    if "wandb" in names and launched().main and not _has_key():
+        raise _no_key("No API key configured")
+
+
+def _has_key() -> bool:
+    """Whether Weights & Biases can be written to, or need not be: asks no server, and nobody at a terminal."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE", "online") not in ("online", "shared"):
+        return True
+    import wandb
+
+    # Older ones cannot be asked; they say so when the run is opened.
+    asked = "prompt" in inspect.signature(wandb.login).parameters and wandb.setup().settings.mode == "online"
+    return not asked or bool(cast(Any, wandb).login(prompt=False, verify=False))
+
+
+def _no_key(reason: object) -> RequestError:
+    return RequestError(
+        f"logging to wandb: {reason}. Set WANDB_API_KEY, say `wandb login`, or have it written to the output folder "
+        "only, with WANDB_MODE=offline"
+    )
 
 
 def open_sinks(names: Sequence[str], folder: Path | None, part: str, history: Sequence[Entry]) -> list[Sink]:
@@ -143,4 +209,5 @@ def open_sinks(names: Sequence[str], folder: Path | None, part: str, history: Se
     check_sinks(names, folder)
     if folder is None:
         return []
-    return [JsonLines(folder, part, history), *(_SINKS[name][0](folder, part, history) for name in names)]
+    kinds = {FILE: JsonLines} | {name: _SINKS[name][0] for name in names}
+    return [Sturdy(name, partial(kind, folder, part, history)) for name, kind in kinds.items()]

@@ -165,7 +165,7 @@ def test_a_recipe_that_cannot_train_is_not_to_be_resumed(
 ) -> None:
     monkeypatch.setattr(pipeline, "apply", Given(TrainingError("the loss is nan")))
     result = mote("apply", recipe, "-m", model, "-q")
-    assert (result.exit_code, result.stderr) == (3, "error: the loss is nan\n")
+    assert (result.exit_code, result.stderr) == (2, "error: the loss is nan\n")
 
 
 def test_advice_for_python_is_not_for_the_command_line(

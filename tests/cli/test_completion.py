@@ -71,7 +71,10 @@ def test_models_data_and_folders(folder: Path) -> None:
 
 
 def test_settings_of_the_recipe_on_the_line() -> None:
-    assert completed("apply", "mote", "--set", "pipeline.1.train.lea") == ["pipeline.1.train.learning_rate="]
+    assert completed("apply", "mote", "--set", "pipeline.1.train.lea") == [
+        "pipeline.1.train.learning_rate=",
+        "pipeline.1.train.learning_rates=",
+    ]
     assert "bits.shared.group_size=" in completed("plan", "mote", "--model", "x", "--set", "bits.shared.")
     assert completed("plan", "no-such-recipe", "--set", "bits.") == []
 

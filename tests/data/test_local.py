@@ -133,6 +133,17 @@ def test_a_bad_file_is_one_clear_error_with_its_name(tmp_path, tokenizer, name, 
     assert says in str(caught.value)
 
 
+def test_of_rows_that_are_too_long_the_first_is_named_and_all_are_counted(tmp_path, tokenizer):
+    long, good = {"prompt": "a" * 40, "completion": "b"}, {"prompt": "a", "completion": "b"}
+    place = rows(tmp_path / "a.jsonl", good, long, good, long, {"prompt": "a", "completion": None}, long)
+    with pytest.raises(
+        DataError, match=r"row 2: 4\d tokens, the limit is 16; .* shorten it \(3 rows are too long in all\)$"
+    ):
+        open_source(str(place), processor=tokenizer, max_length=16)
+    with pytest.raises(DataError, match=r"shorten it$"):
+        open_source(str(rows(tmp_path / "b.jsonl", good, long)), processor=tokenizer, max_length=16)
+
+
 @pytest.mark.parametrize("name", ["b.txt", "b", "c/d"])
 def test_a_file_that_is_not_there(tmp_path, tokenizer, name):
     with pytest.raises(DataError, match="does not exist"):

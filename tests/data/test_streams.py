@@ -130,9 +130,16 @@ def test_the_first_rows_are_held_out(tmp_path):
 
 @pytest.mark.parametrize("rows", [4, 9])
 def test_nothing_is_left_behind_the_held_out_rows(tmp_path, rows):
-    source = opened(jsonl(tmp_path / "a.jsonl", pairs(4)), Reading(True, 3, validation_rows=rows))
     with pytest.raises(DataError, match=f"nothing to train on behind the {rows} rows that are held out"):
-        StreamCursor(source.stream, 0).take()
+        opened(jsonl(tmp_path / "a.jsonl", pairs(4)), Reading(True, 3, validation_rows=rows))
+
+
+def test_a_stream_shorter_than_a_step_says_so(tmp_path, caplog):
+    source = opened(jsonl(tmp_path / "a.jsonl", pairs(4)))
+    for wanted, said in ((4, 0), (5, 1)):
+        taken(StreamCursor(source.stream, 0, wanted=wanted), 12)
+        assert caplog.text.count("a step takes 5 samples") == said
+    assert f"{source.name} has 4: a step can see one of them twice" in caplog.text
 
 
 BAD = {

@@ -94,6 +94,22 @@ def test_states_and_checkpoints_lie_beside_each_other(sizes: Sizes) -> None:
     assert disk(sizes, streamed=True).running == found.output
 
 
+@pytest.mark.parametrize(
+    ("more", "each"),
+    [
+        ({}, 4 * VOCABULARY),
+        ({"top_k": 5}, 5 * (4 + 4) + 4),
+        ({"top_k": 5, "hidden": 1.0}, 5 * (4 + 4) + 4 + 4 * LAYERS * HIDDEN),
+    ],
+)
+def test_what_a_teacher_says_is_at_most_a_lesson_for_each_label(more: dict[str, Any], each: int) -> None:
+    taught = TRAIN | {"distill": {"teacher": "t", "cache": "c", **more}, "gradient_accumulation": 3}
+    steps = [RECIPE["pipeline"][0], {"train": taught}, RECIPE["pipeline"][2]]
+    assert disk(sizes_of(RECIPE | {"pipeline": steps}), streamed=False).lessons == 40 * 3 * 2 * 15 * each
+    del taught["distill"]
+    assert disk(sizes_of(RECIPE | {"pipeline": steps}), streamed=False).lessons == 0
+
+
 @pytest.mark.parametrize(("every", "count"), [(None, 10), (20, 2), (40, 1), (41, 0)])
 def test_checkpoints(sizes: Sizes, every: int | None, count: int) -> None:
     config: Train = step(sizes, 1)

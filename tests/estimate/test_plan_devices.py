@@ -46,6 +46,18 @@ def test_the_one_that_was_named_is_told_alone(given: list[str]) -> None:
     assert "ddp" not in done.stdout
 
 
+EIGHT_BIT = ["--set", "pipeline.1.train.optimizer=adamw_bnb_8bit", "--processes", "2"]
+
+
+def test_states_in_blocks_are_not_shared_out(given: list[str]) -> None:
+    done = CliRunner().invoke(app, [*given, *EIGHT_BIT, "--json"])
+    assert [row["sharding"] for row in json.loads(done.stdout)["estimate"]["training"]] == ["ddp"]
+    refused = CliRunner().invoke(app, [*given, *EIGHT_BIT, "--sharding", "fsdp2"])
+    assert refused.exit_code == 2
+    assert "optimizer: adamw_bnb_8bit keeps its states in blocks that cut across the rows" in refused.stderr
+    assert not refused.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [(["--processes", "3"], "4 samples cannot be shared by 3 processes"), (None, "for the training of a recipe")],

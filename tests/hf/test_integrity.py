@@ -67,7 +67,8 @@ def test_checkpoints_replace_one_another_and_read_back(tmp_path):
     assert checkpoint.latest(tmp_path) == tmp_path / "checkpoint-10"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
     read = checkpoint.read(tmp_path / "checkpoint-10")
-    assert read.tensors["x"].tolist() == [10.0] * 3
+    assert read.rows("x", 0, None).tolist() == [10.0] * 3
+    assert read.rows("x", 1, 2).tolist() == [10.0]
     assert read.values == {"value": 10.0}
 
 

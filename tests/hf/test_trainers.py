@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import json
 import random
 import re
@@ -35,7 +37,10 @@ SETTINGS |= {"warmup": 0.0, "balance_loss": 0.01, "what": ["routed", "router"]}
 def write_inputs() -> None:
     """A model and a training file, as the page names them."""
     pico.PICO["llama"]().save_pretrained("path/to/model")
-    processors.tokenizer().save_pretrained("path/to/model")
+    tokenizer = processors.tokenizer()
+    # As Llama's does: the page has to say otherwise.
+    tokenizer.padding_side = "left"
+    tokenizer.save_pretrained("path/to/model")
     drawn = random.Random(0)
     texts = ["".join(drawn.choices(processors.CHARACTERS, k=drawn.randrange(5, 14))) for _ in range(ROWS)]
     Path("train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -110,6 +115,34 @@ def test_a_router_loss_of_another_weight_would_be_seen(page, ours):
 
 def test_trl_has_the_same_losses(page, ours):
     assert logged(page.sft) == pytest.approx(ours, rel=1e-5)
+
+
+def test_no_row_learns_its_first_token_from_a_pad(page):
+    batch = page.collate([page.rows[index] for index in range(4)])
+    lengths = {len(page.rows[index]["input_ids"]) for index in range(4)}
+    assert len(lengths) > 1, "or there is no padding"
+    assert (batch["labels"][:, 0] != -100).all()
+    assert (batch["attention_mask"][:, 0] == 1).all()
+
+
+def test_blocks_that_say_so_run_with_before_and_after_alone(page):
+    """The names that PEFT and "Seeing it" use are theirs, or made in the first two blocks."""
+    blocks_of_page = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    first = {name for block in blocks_of_page[:2] for name in names_in(block, ast.Store)}
+    for block in blocks_of_page[2:]:
+        unknown = names_in(block, ast.Load) - names_in(block, ast.Store) - first - set(dir(builtins))
+        assert not unknown, block
+
+
+def names_in(code: str, context: type) -> set[str]:
+    """Names that `code` binds (imports and functions too), or uses."""
+    nodes = list(ast.walk(ast.parse(code)))
+    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, context)}
+    if context is ast.Store:
+        names |= {alias.asname or alias.name for node in nodes if hasattr(node, "names") for alias in node.names}
+        names |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+        names |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    return names
 
 
 def test_a_plain_loop_has_the_same_losses(page, ours):

@@ -33,6 +33,20 @@ RICH = {
 }
 HIDDEN = {"set": {"pipeline.1.train.distill": {"teacher": "teacher", "hidden": 0.5}}}
 LATENTS = {"set": {"pipeline.1.train.latents": "bfloat16"}}
+SPIKING = {"spike": 3, "set": LEARNED | {"pipeline.1.train.guard": {"window": 3, "factor": 5.0}}}
+ROUTED = {
+    "what": ["routed", "router"],
+    "data": "pico",
+    "steps": 4,
+    "batch_size": 4,
+    "balance_loss": 0.05,
+    "warmup": 0.0,
+}
+NATIVE = {
+    "family": "mixtral",
+    "recipe": {"name": "native", "bits": {"routed": "ternary"}, "pipeline": [{"train": ROUTED}, "quantize"]},
+}
+MIXED = {"family": "qwen2", "set": WHOLE | {"pipeline.1.train.latents": "bfloat16"}}
 LATE = {"dies": {"rank": 1, "at": 5}}
 
 SCENARIOS = {
@@ -60,6 +74,14 @@ SCENARIOS = {
     "fsdp2 hidden": [SHARDED | HIDDEN],
     "one in 16 bits": [LATENTS],
     "fsdp2 in 16 bits": [SHARDED | LATENTS],
+    "one spiking": [SPIKING],
+    "fsdp2 spiking": [SHARDED | SPIKING],
+    "one native": [NATIVE],
+    "ddp native": [TWO | NATIVE],
+    "fsdp2 native": [SHARDED | NATIVE],
+    "one mixed": [MIXED],
+    "fsdp2 mixed": [SHARDED | MIXED],
+    "dies writing": [TWO | {"dies_writing": 1}],
     "odd batch": [{"world": 3}],
     "another recipe": [TWO | LATE, TWO | {"set": {"pipeline.1.train.learning_rate": 0.1}}],
     "nothing trains": [TWO | {"set": {"pipeline": [{"quantize": {}}], "bits": {"ffn": "int4"}}}],
@@ -83,8 +105,8 @@ def played(tmp_path_factory):
     return work, json.loads(lines[0].removeprefix("ANSWERS"))
 
 
-def trained(folder: Path) -> dict:
-    return json.loads((folder / "run" / "report.json").read_text())["steps"][1]
+def trained(folder: Path, step: int = 1) -> dict:
+    return json.loads((folder / "run" / "report.json").read_text())["steps"][step]
 
 
 @pytest.mark.parametrize(("name", "base"), LIKE.items())
@@ -109,6 +131,53 @@ def test_several_processes_make_what_one_makes(played, name, base):
             torch.testing.assert_close(theirs[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
         elif "learned" not in base:
             assert torch.equal(theirs[key], tensor), key
+
+
+def test_a_step_that_is_left_out_moves_nothing_on_shards_either(played):
+    work, _ = played
+    one, two = (trained(work / name) for name in ("one spiking", "fsdp2 spiking"))
+    assert [rollback["step"] for rollback in one["rollbacks"]] == [rollback["step"] for rollback in two["rollbacks"]]
+    assert one["rollbacks"]
+    for ours, theirs in zip(one["curve"], two["curve"], strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ddp native", "fsdp2 native"])
+def test_experts_a_model_came_with_are_trained_alike(played, name):
+    work, answers = played
+    assert all("error" not in said for said in answers[name][-1]), answers[name]
+    one, two = (trained(work / folder, 0)["curve"] for folder in ("one native", name))
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=5e-4)
+    # Its own balance loss sees the tokens of each process apart.
+    for ours, theirs in zip(one, two, strict=True):
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-2)
+
+
+def test_what_trains_in_several_types_is_sharded_all_the_same(played):
+    work, answers = played
+    assert all("error" not in said for said in answers["fsdp2 mixed"][-1]), answers["fsdp2 mixed"]
+    one, two = (trained(work / folder)["curve"] for folder in ("one mixed", "fsdp2 mixed"))
+    for ours, theirs in zip(one, two, strict=True):
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-3)
+
+
+def test_who_dies_while_a_checkpoint_is_written_is_no_full_disk(played):
+    _, answers = played
+    survivor, victim = answers["dies writing"][0]
+    assert victim == -signal.SIGKILL
+    assert survivor["error"] == "RunError"
+    assert "lost the others" in survivor["message"]
+
+
+def test_figures_are_those_of_all_processes(played):
+    work, _ = played
+    one, two = (trained(work / name)["figures"] for name in ("one", "fsdp2"))
+    for ours, theirs in zip(one, two, strict=True):
+        for layer, routing in ours["routing"].items():
+            for figure, value in routing.items():
+                assert theirs["routing"][layer][figure] == pytest.approx(value, abs=1e-4), figure
+        assert theirs["codes"].keys() == ours["codes"].keys()
+        assert theirs["gradients"] == pytest.approx(ours["gradients"], rel=1e-3)
 
 
 def test_learned_scales_and_codes_are_those_of_one_process_to_rounding(played):
@@ -142,11 +211,14 @@ def test_a_killed_process_ends_the_others_and_all_go_on_to_the_same_bits(played,
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-@pytest.mark.parametrize(("name", "before", "now"), [("two then one", 2, 1), ("one then four", 1, 4)])
+@pytest.mark.parametrize(
+    ("name", "before", "now"),
+    [("two then one", "2 processes", "is 1 process"), ("one then four", "1 process", "are 4 processes")],
+)
 def test_another_number_of_processes_goes_on_and_says_so(played, name, before, now):
     _, answers = played
     said = answers[name][-1][0]["notices"]
-    assert any(f"written by {before} processes, now there are {now}" in notice for notice in said), said
+    assert any(f"written by {before}, now there {now}:" in notice for notice in said), said
 
 
 @pytest.mark.parametrize(

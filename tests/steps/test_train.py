@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from importlib import import_module
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from mote_quant import pipeline
 from mote_quant.data.schedule import Schedule
 from mote_quant.errors import DataError, TargetError, TrainingError
+from mote_quant.hf import checkpoint
+from mote_quant.hf.trainer import MoteTrainer
 from mote_quant.moe import blocks
 from mote_quant.steps.train.callbacks import Watch
 from tests import pico
@@ -210,3 +215,30 @@ def test_notes_are_json():
     context = upcycled(model, TERNARY)
     train_it(model, context)
     assert json.loads(json.dumps(context.notes))
+
+
+@pytest.mark.parametrize("step", [3, 5])
+def test_a_gradient_that_is_not_finite_moves_nothing(monkeypatch, tmp_path, step):
+    """Under a loss that is: the checkpoint from before is good, and nothing is saved after the last step (5)."""
+    plain = MoteTrainer.training_step
+
+    def poisoned(self, model, *given, **named):
+        loss = plain(self, model, *given, **named)
+        if self.state.global_step == step:
+            next(p.grad for p in model.parameters() if p.grad is not None)[0] = math.inf
+        return loss
+
+    monkeypatch.setattr(MoteTrainer, "training_step", poisoned)
+    train = {"what": ["routed", "router"], "data": "pico", "steps": 6, "batch_size": 2, "checkpoint_every": 2}
+    made = {"name": "x", "bits": TERNARY, "pipeline": [{"upcycle": {}}, {"train": train}, {"quantize": {}}]}
+    model = pico.PICO["llama"]()
+    with pytest.raises(TrainingError, match=f"the gradient is not finite after step {step}: lower learning_rate"):
+        pipeline.apply(made, model, data=source_for(model), output=tmp_path)
+    found = checkpoint.latest(tmp_path / "run" / "steps" / "2-train")
+    assert found is not None
+    assert found.name == f"checkpoint-{step - 1}"
+    kept = [tensor for path in found.glob("*.safetensors") for tensor in load_file(path).values()]
+    assert kept
+    assert all(torch.isfinite(tensor).all() for tensor in kept)
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values() if tensor.is_floating_point())
+    assert not (tmp_path / "model.safetensors").exists()

@@ -211,6 +211,65 @@ def test_router_losses_keep_their_strength(monkeypatch, teacher, loss):
         torch.testing.assert_close(mixed, once, rtol=1e-3, atol=1e-5)
 
 
+def test_the_loss_of_a_model_s_own_routers_keeps_its_strength(monkeypatch, tmp_path):
+    """A teacher adds nothing to what `balance_loss` does, and takes nothing from it."""
+    found: dict[tuple, Tensor] = {}
+    pico.NATIVE_MOE["mixtral"](seed=9).save_pretrained(tmp_path)
+
+    class Spy(Watch):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            found[key] = model.get_parameter("model.layers.0.mlp.gate.weight").grad.clone()
+
+    monkeypatch.setattr(train_module, "Watch", Spy)
+    for key in [(weight, balance) for weight in (None, 0.5, 1.0) for balance in (0.0, 0.5)]:
+        model = pico.NATIVE_MOE["mixtral"]()
+        distill = {} if key[0] is None else {"distill": {"teacher": str(tmp_path), "weight": key[0]}}
+        settings = OFF | {"what": ["router"], "steps": 1, "max_grad_norm": 1e9, "balance_loss": key[1]}
+        settings |= {"data": "pico", "batch_size": 2, "gradient_accumulation": 2}
+        pipeline.apply({"name": "x", "pipeline": [{"train": settings | distill}]}, model, data=source_for(model))
+    plain, *mixed = (found[weight, 0.5] - found[weight, 0.0] for weight in (None, 0.5, 1.0))
+    assert plain.norm() > 1e-4
+    for share in mixed:
+        torch.testing.assert_close(share, plain, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("items", [0, None])
+def test_a_step_without_labels_is_finite(teacher, items):
+    model = pico.PICO["llama"]()
+    batch = pico.inputs(model)
+    batch["labels"][:] = -100
+    made = Distillation(open_teacher(teacher, model), 0.5, 1.0, hidden=1.0)
+    with made.watching(model) as states:
+        outputs = model(**batch, num_items_in_batch=items)
+    assert not outputs.loss.isfinite()
+    loss = made.loss(outputs.loss, outputs.logits, batch, None if items is None else torch.tensor(items), states)
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+@pytest.mark.parametrize("hidden", [0.0, 2.0])
+@torch.no_grad()
+def test_a_batch_is_the_sum_of_its_rows(teacher, hidden):
+    """Whatever it is split into, with labels and padding unevenly spread."""
+    model = pico.PICO["llama"]()
+    made = Distillation(open_teacher(teacher, model), 0.5, 1.0, hidden)
+    batch = pico.inputs(model, batch=4)
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    batch["attention_mask"][0, 6:] = 0
+    batch["labels"][0, 6:] = -100
+    batch["labels"][1, :7] = -100
+    items = torch.tensor(int((batch["labels"][:, 1:] != -100).sum()))
+
+    def loss(part: dict[str, Tensor]) -> float:
+        with made.watching(model) as states:
+            outputs = model(**part, num_items_in_batch=items)
+        return float(made.loss(outputs.loss, outputs.logits, part, items, states))
+
+    rows = [{name: tensor[row : row + 1] for name, tensor in batch.items()} for row in range(4)]
+    assert sum(map(loss, rows)) == pytest.approx(loss(batch), rel=1e-5)
+
+
 def test_the_teacher_is_neither_trained_nor_in_training_mode(teacher, monkeypatch):
     seen = []
 

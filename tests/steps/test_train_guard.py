@@ -6,6 +6,7 @@ import json
 import math
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from mote_quant.errors import ArtifactError, SaveError, SpikeError, TrainingErro
 from mote_quant.hf.guard import LossGuard, Rollback
 from mote_quant.hf.trainer import MoteTrainer
 from mote_quant.report.tables import tables
+from mote_quant.steps.train.callbacks import Distance
 from tests import pico
 from tests.mixtures import TERNARY, bits_of, train_it, upcycled
 from tests.sources import source_for
@@ -51,11 +53,11 @@ def spiky(monkeypatch, spikes: dict[int, float], stop: int | None = None) -> lis
     return ran
 
 
-def trained(folder: Path | None, guard: dict | None = GUARD, **settings) -> tuple[dict, dict]:
+def trained(folder: Path | None, guard: dict | None = GUARD, progress: Any = None, **settings) -> tuple[dict, dict]:
     """The weights after a training that is guarded, and its notes."""
     model = pico.PICO["llama"]()
     context = upcycled(model, TERNARY)
-    context.folder = folder
+    context.folder, context.progress = folder, progress or context.progress
     told: list[dict] = []
     context.record = lambda event, **values: told.append({"event": event, **values})
     given = {"guard": guard} if guard else {}
@@ -200,7 +202,9 @@ def stop_at(patch, where: str | int) -> None:
 
 def test_it_gives_up_after_some_retries_and_keeps_the_last_good_checkpoint(monkeypatch, tmp_path):
     spiky(monkeypatch, {7: math.nan, 8: math.nan, 9: math.nan})
-    with pytest.raises(TrainingError, match=r"the loss is nan after step 9, .* is usual, and 2 rollbacks did not help"):
+    with pytest.raises(
+        TrainingError, match=r"the loss is nan after step 9; .* is the median .*, and 2 rollbacks did not"
+    ):
         trained(tmp_path, GUARD | {"retries": 2})
     assert [path.name for path in sorted(tmp_path.glob("checkpoint-*"))] == ["checkpoint-6", "checkpoint-8"]
 
@@ -217,6 +221,35 @@ def test_journal_and_report_say_what_happened(monkeypatch, tmp_path):
     assert (told["step"], told["back_to"], told["rate"]) == (3, 2, 0.5)
     assert "back to step 2, without that step's data" in (run / "report.md").read_text()
     assert [*run.glob("steps/*/*")] == []
+
+
+def test_progress_shows_the_loss_of_its_step_and_says_what_is_done_again(monkeypatch, tmp_path):
+    spiky(monkeypatch, {7: math.nan})
+    titles, shown = [], {}
+
+    class Heard:
+        def start(self, title, total):
+            titles.append(title)
+
+        def advance(self, done, **figures):
+            shown[done] = figures
+
+    _, notes = trained(tmp_path, progress=Heard())
+    assert titles == ["training", "training again from step 6"]
+    assert {step: figures["loss"] for step, figures in shown.items()} == {p["step"]: p["loss"] for p in notes["curve"]}
+    assert list(shown) == [*range(1, STEPS + 1)]
+    assert "tokens/s" in shown[2]
+
+
+def test_a_step_that_is_left_out_is_not_drawn_as_a_perfect_student():
+    means = iter([9.0, 0.3, 0.0, 0.2])
+    distance = Distance(SimpleNamespace(mean=lambda: next(means)))
+    state = SimpleNamespace(log_history=[])
+    distance.on_train_begin(None, state, None)
+    for step in range(3):
+        state.log_history.append({"step": step, "loss": 1.0})
+        distance.on_log(None, state, None, logs={"loss": 1.0})
+    assert [entry["kl"] for entry in state.log_history] == [0.3, 0.3, 0.2]
 
 
 def test_without_a_folder_it_goes_back_too(monkeypatch):
@@ -249,7 +282,9 @@ def test_what_a_guard_calls_a_spike():
     guard.judge(3)
     assert guard.usual == 4.0
     guard.add(8.1)
-    with pytest.raises(SpikeError, match=r"the loss is 8\.1 after step 4, 4 is usual") as caught:
+    with pytest.raises(
+        SpikeError, match=r"the loss is 8\.1 after step 4; 4 is the median of the last 3 losses, guard\.factor 2$"
+    ) as caught:
         guard.judge(4)
     assert (caught.value.step, caught.value.loss, caught.value.usual) == (4, 8.1, 4.0)
     again = LossGuard(2.0, 3, [Rollback(4, 8.1, 4.0, 2, 0.5)])

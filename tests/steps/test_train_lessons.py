@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import time
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ from torch import Tensor
 from mote_quant import pipeline
 from mote_quant.errors import ArtifactError, ModelError, RecipeError, SaveError
 from mote_quant.hf.distillation import LiveTeacher
-from mote_quant.hf.lesson import likeliest, state_distance, summed_divergence, summed_divergence_of_words
+from mote_quant.hf.lesson import likeliest, state_distances, summed_divergence, summed_divergence_of_words
 from mote_quant.hf.lesson_store import LessonStore, row_keys
 from mote_quant.recipe import load
 from tests import pico
@@ -143,7 +145,8 @@ def test_hidden_states_pull_the_student_to_its_teacher(dense):
         model.load_state_dict(weights)
         teacher = LiveTeacher(pico.PICO["llama"](seed=9).eval(), states=True)
         batch = pico.inputs(model, batch=8)
-        return float(state_distance(LiveTeacher(model.eval(), True).teach(batch).states, teacher.teach(batch).states))
+        mine, theirs = (each.teach(batch).states for each in (LiveTeacher(model.eval(), True), teacher))
+        return float(state_distances(mine, theirs).mean())
 
     def run(hidden: float) -> float:
         model = pico.PICO["llama"]()
@@ -162,12 +165,12 @@ def test_hidden_states_pull_the_student_to_its_teacher(dense):
     assert run(5.0) < 0.9 * run(0.0)
 
 
-def test_the_distance_of_states_weighs_layers_alike():
+def test_the_distance_of_states_weighs_layers_and_positions_alike():
     one, two = torch.randn(5, 4), torch.randn(5, 4)
-    far = (one * 3, two * 300)
-    assert float(state_distance((torch.zeros(5, 4),) * 2, far)) == pytest.approx(1.0)
-    assert float(state_distance(far, far)) == 0.0
-    assert float(state_distance((one * 3, two * 0), far)) == pytest.approx(0.5)
+    far = (one * 3, two * torch.tensor([[300.0], [1e-2], [1.0], [7.0], [2.0]]))
+    assert state_distances((torch.zeros(5, 4),) * 2, far).tolist() == pytest.approx([1.0] * 5)
+    assert state_distances(far, far).tolist() == [0.0] * 5
+    assert state_distances((one * 3, two * 0), far).tolist() == pytest.approx([0.5] * 5)
 
 
 @pytest.mark.parametrize("shape", [{"layers": 3}, {"hidden": 64}])
@@ -204,10 +207,32 @@ def test_one_that_was_killed_goes_on(dense, tmp_path, monkeypatch):
     monkeypatch.setattr(LiveTeacher, "teach", teach)
     with pytest.raises(KeyboardInterrupt):
         trained(teacher=dense, cache=str(tmp_path))
-    (part := next(tmp_path.glob("*/identity.json")).parent / ".lessons-x.safetensors.part").write_text("half")
+    folder = next(tmp_path.glob("*/identity.json")).parent
+    part, live = folder / ".lessons-x.safetensors.part", folder / ".lessons-y.safetensors.1.part"
+    for path in (part, live):
+        path.write_text("half")
+    os.utime(part, (time.time() - 2 * 24 * 3600,) * 2)
     trained(teacher=dense, cache=str(tmp_path))
     assert asked == [4] * 7, "three batches before, three after, and the one in which it died"
-    assert part.exists() is False
+    assert (part.exists(), live.exists()) == (False, True), "what another run may be writing is left alone"
+
+
+def test_two_runs_may_write_the_same_lessons(tmp_path, monkeypatch):
+    plain, stores = store_module.save_file, [LessonStore(tmp_path, {"a": 1}) for _ in range(2)]
+    for store in stores:
+        store.add("key", {"logits": torch.ones(2)})
+
+    def save(tensors, path, metadata):
+        plain(tensors, path, metadata)
+        if stores[1]._waiting:
+            monkeypatch.setattr(store_module, "save_file", plain)
+            LessonStore(tmp_path, {"a": 1}).tidy()
+            stores[1].flush()
+
+    monkeypatch.setattr(store_module, "save_file", save)
+    stores[0].flush()
+    assert all(torch.equal(store.read("key")["logits"], torch.ones(2)) for store in stores)
+    assert not [*tmp_path.glob("*/*.part")]
 
 
 def test_a_damaged_shard_is_made_again_and_an_altered_one_is_refused(dense, tmp_path, caplog, monkeypatch):

@@ -10,13 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mote_quant import pipeline
 from mote_quant.errors import ArtifactError, DataError
 from mote_quant.hf import checkpoint
 from mote_quant.moe import blocks
 from mote_quant.report.training import figures
 from mote_quant.steps.train.validator import Validator
 from tests import pico
-from tests.mixtures import TERNARY, bits_of, train_it, upcycled
+from tests.mixtures import TERNARY, bits_of, recipe, train_it, upcycled
 from tests.sources import source_for
 
 validation_module = import_module("mote_quant.steps.train.validation")
@@ -174,6 +175,15 @@ def test_an_empty_split_says_so():
         context.open_data = lambda name, length, source=source: source
         with pytest.raises(DataError, match=r"pico has no validation samples .*leave train\.validation"):
             train_it(model, context, **settings)
+
+
+def test_an_empty_split_is_found_before_anything_happens(tmp_path):
+    model = pico.PICO["llama"]()
+    source = dataclasses.replace(source_for(model), validation=[])
+    with pytest.raises(DataError, match=r"pico has no validation samples"):
+        pipeline.apply(recipe(TERNARY, {"validation": {}}), model, data=source, output=tmp_path / "out")
+    assert not blocks(model)
+    assert not (tmp_path / "out").exists()
 
 
 def test_best_weights_that_are_gone(monkeypatch, tmp_path):

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -178,6 +183,72 @@ def test_places_nobody_knows_and_packages_that_are_not_there(tmp_path, monkeypat
     with pytest.raises(MissingExtraError, match="pip install wandb"):
         go(tmp_path / "b", log_to=("wandb",))
     assert not list(tmp_path.iterdir()), "refused before anything happened"
+
+
+def test_without_a_key_wandb_is_refused_before_anything_happens(tmp_path, monkeypatch):
+    import wandb
+
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sinks, "_has_key", lambda: False)
+    with pytest.raises(RequestError, match=r"No API key configured\. Set WANDB_API_KEY, say `wandb login`, or .*line"):
+        go(tmp_path / "a", log_to=("wandb",))
+    assert not list(tmp_path.iterdir())
+    # One that cannot be asked says so when the run is opened.
+    monkeypatch.setattr(sinks, "_has_key", lambda: True)
+
+    def init(**settings):
+        raise wandb.errors.UsageError("api_key not configured (no-tty)")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(RequestError, match=r"api_key not configured \(no-tty\)\. Set WANDB_API_KEY"):
+        sinks.open_sinks(("wandb",), tmp_path, "2-train", [])
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_no_key_is_asked_for_where_none_is_needed(monkeypatch, tmp_path, mode):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", mode)
+    sinks.check_sinks(("wandb",), tmp_path)
+
+
+def test_a_key_is_asked_for_at_nobody_s_terminal():
+    """By a process of its own: wandb remembers what it was told first."""
+    told = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    code = "from mote_quant.watching import sinks; print(sinks._has_key())"
+    with tempfile.TemporaryDirectory() as home:
+        where = {"HOME": home, "NETRC": f"{home}/netrc", "WANDB_CONFIG_DIR": home}
+        done = subprocess.run([sys.executable, "-c", code], env=told | where, cwd=home, capture_output=True, text=True)
+        (Path(home) / "netrc").write_text(f"machine api.wandb.ai login user password {'a' * 40}\n")
+        again = subprocess.run([sys.executable, "-c", code], env=told | where, cwd=home, capture_output=True, text=True)
+    assert (done.stdout, again.stdout) == ("False\n", "True\n"), done.stderr + again.stderr
+
+
+def test_a_sink_that_fails_is_closed_and_the_training_goes_on(whole, tmp_path, monkeypatch, caplog):
+    written, closed = [], []
+
+    def write(self, entry):
+        written.append(entry["step"])
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sinks.JsonLines, "write", write)
+    monkeypatch.setattr(sinks.JsonLines, "close", lambda self: closed.append(len(written)))
+    with caplog.at_level(logging.WARNING, logger="mote_quant"):
+        go(tmp_path)
+    assert sha256(tmp_path / "model.safetensors") == sha256(whole / "model.safetensors")
+    assert (written, closed) == ([1, 2, 3], [3])
+    [said] = [record.getMessage() for record in caplog.records if "figures" in record.getMessage()]
+    assert said == "no more figures go to metrics.jsonl: OSError: [Errno 28] No space left on device"
+
+
+def test_a_sink_that_cannot_be_opened_is_done_without(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with caplog.at_level(logging.WARNING, logger="mote_quant"):
+        [sink] = sinks.open_sinks((), tmp_path, "2-train", [])
+        sink.write({"step": 1})
+        sink.close()
+    assert len(caplog.records) == 1
 
 
 def test_lines_of_other_parts_and_of_a_torn_file(tmp_path):

@@ -62,19 +62,21 @@ def seen(model, seeds, **more) -> dict:
 
 def test_routing_is_the_mean_over_the_stretch():
     model = mixture(TERNARY, router_std=1.0).train()
-    each = []
+    each, asked = [], []
     for seed in (0, 1, 2):
         model(**pico.inputs(model, seed=seed))
         each.append({layer_of(name): block.routing for name, block in blocks(model).items()})
+        asked.append({layer_of(name): block._last.probabilities.mean(0) for name, block in blocks(model).items()})
     found = seen(model, (0, 1, 2))
     assert list(found) == ["model.layers.0", "model.layers.1"]
     for name, routing in found.items():
         load = torch.stack([routings[name].load for routings in each]).mean(0)
         assert routing["load"] == pytest.approx(load.tolist(), abs=1e-5)
         assert sum(routing["load"]) == pytest.approx(1.0, abs=1e-4)
-        for key in ("balance", "entropy"):
-            wanted = sum(float(getattr(routings[name], key)) for routings in each) / 3
-            assert routing[key] == pytest.approx(wanted, abs=1e-4)
+        probabilities = torch.stack([found_p[name] for found_p in asked]).mean(0)
+        assert routing["balance"] == pytest.approx(float(len(load) * (load * probabilities).sum()), abs=1e-4)
+        entropy = sum(float(routings[name].entropy) for routings in each) / 3
+        assert routing["entropy"] == pytest.approx(entropy, abs=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:.*None of the inputs have requires_grad:UserWarning")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mote_quant.data.order import shuffled
-from mote_quant.data.source import Sample
+from mote_quant.data.source import Sample, too_few
 from mote_quant.data.streams.stream import Stream
 from mote_quant.data.streams.walk import Walk
 from mote_quant.errors import DataError
@@ -16,10 +16,13 @@ _log = logging.getLogger(__name__)
 
 
 class StreamCursor:
-    """A cursor over a stream. What it holds is one window of rows, which a resumed run reads and tokenizes again."""
+    """A cursor over a stream. What it holds is one window of rows, which a resumed run reads and tokenizes again.
 
-    def __init__(self, stream: Stream, *seed: Any) -> None:
-        self._stream, self._seed = stream, seed
+    Once it has seen that the stream has fewer than `wanted` samples, those of a step, it says so.
+    """
+
+    def __init__(self, stream: Stream, *seed: Any, wanted: int = 0) -> None:
+        self._stream, self._seed, self._wanted = stream, seed, wanted
         self._samples, self._taken = list[Sample](), 0
         self.bad = 0
         """Rows that were left out."""
@@ -76,12 +79,13 @@ class StreamCursor:
     def _end_epoch(self) -> None:
         if not self._made:
             raise DataError(f"{self._stream.name} {self._nothing()}")
+        if not self._epoch and self._made < self._wanted:
+            _log.warning("%s", too_few(self._wanted, f"{self._stream.name} has {self._made}"))
         self._walk, self._window, self._epoch, self._made = None, 0, self._epoch + 1, 0
 
     def _nothing(self) -> str:
-        held_out = self._stream.reading.validation_rows
-        if held_out:
-            return f"has nothing to train on behind the {held_out} rows that are held out; lower validation_rows"
+        if self._stream.reading.validation_rows:
+            return self._stream.reading.all_held_out
         if self._stream.block:
             return f"has fewer than {self._stream.block} tokens, not one block; give more text or a smaller max_length"
         return "has no rows to train on"

@@ -57,6 +57,8 @@ def _held_out(stream: Stream) -> list[Sample]:
     while walk.row < stream.reading.validation_rows and (row := walk.next()) is not None:
         parsed = _parsed(stream.rows, walk.row, row)
         samples += [] if parsed is None else reader.samples(parsed, f"{stream.name}, row {walk.row}")
+    if stream.reading.validation_rows and walk.next() is None:
+        raise DataError(f"{stream.name} {stream.reading.all_held_out}")
     return samples
 
 

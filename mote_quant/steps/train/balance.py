@@ -18,6 +18,7 @@ from mote_quant.anatomy.feedforward import expert_holders
 from mote_quant.anatomy.structure import decoder_layers
 from mote_quant.errors import RequestError
 from mote_quant.moe import blocks
+from mote_quant.ranks import ranks
 from mote_quant.recipe.schema import Train
 
 _log = logging.getLogger(__name__)
@@ -48,8 +49,10 @@ def own_balance(model: nn.Module, config: Train, chosen: Mapping[str, str]) -> I
         _log.info("%s adds no loss for its routers: they are trained without balance_loss", type(model).__name__)
         yield
         return
-    # Accumulated micro-batches each add theirs, so they share it.
-    values = {_SWITCH: True, _WEIGHT: config.balance_loss / config.gradient_accumulation}
+    # Micro-batches, and processes, each add theirs to a loss that is a share of the step's; and Trainer multiplies that
+    # by the number of processes, for their gradients are averaged.
+    parts = config.gradient_accumulation * ranks().world
+    values = {_SWITCH: True, _WEIGHT: config.balance_loss / parts}
     places = [(part, name) for part in (model, *_configs(model)) for name in values if name in vars(part)]
     before = [(part, name, getattr(part, name)) for part, name in places]
     try:

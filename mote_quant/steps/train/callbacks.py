@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -77,6 +77,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._blocks = blocks(model)
         self._progress = progress
         self._history: list[dict[str, float]] = []
+        self._began = False
 
     @property
     def curve(self) -> list[dict[str, float]]:
@@ -86,18 +87,22 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         return [{key: float(entry[key]) for key in keys if key in entry} for entry in logged]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Announce the stretch."""
+        """Announce the stretch, or what is done again of it."""
         self._history = state.log_history
-        self._progress.start("training", state.max_steps)
+        title = f"training again from step {state.global_step}" if self._began else "training"
+        self._progress.start(title, state.max_steps)
+        self._began = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One more step is done."""
-        self._progress.advance(state.global_step, **_shown(self._history[-1] if self._history else {}))
+        """One more step is done; its loss, where it is to be logged, comes later."""
+        if not control.should_log:
+            self._progress.advance(state.global_step, **_shown(self._history))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Trainer has just entered `logs` into its history, which its checkpoints keep."""
         if logs and "loss" in logs:
             state.log_history[-1] |= self._balance()
+            self._progress.advance(state.global_step, **_shown(self._history))
 
     def routing(self) -> dict[str, dict[str, Any]]:
         """Per mixture layer: expert load, balance and routing entropy of the last batch."""
@@ -112,11 +117,12 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         return {"balance": sum(values) / len(values)} if values else {}
 
 
-def _shown(entry: Mapping[str, Any]) -> dict[str, float]:
-    """A few figures of what was last logged."""
-    speed = entry.get("figures", {}).get("tokens_per_second")
-    found = {"loss": entry.get("loss"), "balance": entry.get("balance"), "tokens/s": speed}
-    return {name: float(value) for name, value in found.items() if value is not None} if "loss" in entry else {}
+def _shown(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """A few figures of what was last logged; the speed is that of the stretch before, where this one's is not known."""
+    last: Mapping[str, Any] = next((entry for entry in reversed(history) if "loss" in entry), {})
+    speeds = (entry["figures"].get("tokens_per_second") for entry in reversed(history) if "figures" in entry)
+    found = {"loss": last.get("loss"), "balance": last.get("balance"), "tokens/s": next(speeds, None)}
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 class Distance(TrainerCallback):  # type: ignore[misc]
@@ -132,4 +138,6 @@ class Distance(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Trainer has just entered `logs` into its history, which its checkpoints keep."""
         if logs and "loss" in logs:
-            state.log_history[-1] |= {"kl": self._distillation.mean()}
+            # A step that a guard leaves out has none, nor a loss of its own: the last one stands in.
+            before = next((entry["kl"] for entry in reversed(state.log_history) if "kl" in entry), 0.0)
+            state.log_history[-1] |= {"kl": self._distillation.mean() or before}

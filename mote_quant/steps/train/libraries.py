@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mote_quant.errors import MissingExtraError
+from mote_quant.errors import MissingExtraError, RequestError
 from mote_quant.steps.quantize.backends.extras import contained
 from mote_quant.steps.train.compiling import require_compiler
 
@@ -44,6 +44,20 @@ def require_library(optimizer: str) -> None:
     # torchao compiles its step.
     if optimizer == "adamw_torch_8bit" and not torch.accelerator.is_available():
         require_compiler("optimizer: adamw_torch_8bit")
+
+
+def works_on_shards(optimizer: str) -> bool:
+    """Whether an `optimizer` of a recipe can move weights that FSDP2 has dealt out."""
+    return optimizer == "adamw_torch"
+
+
+def require_shards(optimizer: str) -> None:
+    """RequestError for an `optimizer` of a recipe that is to work on shards and cannot."""
+    if not works_on_shards(optimizer):
+        raise RequestError(
+            f"optimizer: {optimizer} keeps its states in blocks that cut across the rows that processes share; "
+            "use adamw_torch with fsdp2, whose states are shared out too, or train with ddp"
+        )
 
 
 def library_of(optimizer: str) -> Library:

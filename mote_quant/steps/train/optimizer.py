@@ -8,9 +8,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from mote_quant.errors import RequestError
 from mote_quant.recipe.schema import Train
-from mote_quant.steps.train.libraries import BETAS, EPSILON, library_of
+from mote_quant.steps.train.libraries import BETAS, EPSILON, library_of, require_shards
 from mote_quant.steps.train.one_by_one import OneByOne
 
 
@@ -21,9 +20,6 @@ def build_optimizer(groups: list[dict[str, Any]], config: Train, model: nn.Modul
     """
     if config.optimizer == "adamw_torch" and config.latents == "float32":
         return torch.optim.AdamW(groups, lr=config.learning_rate, betas=BETAS, eps=EPSILON, fused=True)
-    if config.optimizer != "adamw_torch" and any(isinstance(p, DTensor) for group in groups for p in group["params"]):
-        raise RequestError(
-            f"optimizer: {config.optimizer} keeps its states in blocks that cut across the rows that processes share; "
-            "use adamw_torch with fsdp2, whose states are shared out too, or train with ddp"
-        )
+    if any(isinstance(p, DTensor) for group in groups for p in group["params"]):
+        require_shards(config.optimizer)
     return OneByOne(groups, library_of(config.optimizer), model, seed, config.learning_rate)

@@ -15,7 +15,7 @@ from mote_quant.hf.attach import attach
 from mote_quant.hf.latents import make_latent
 from mote_quant.moe import blocks
 from mote_quant.parallel import recipe_decides, spread
-from mote_quant.ranks import temporary_folder
+from mote_quant.ranks import ranks, temporary_folder
 from mote_quant.recipe.schema import Train
 from mote_quant.steps.base import Context
 from mote_quant.steps.train.callbacks import Watch
@@ -41,6 +41,8 @@ def run(model: nn.Module, config: Train, context: Context) -> nn.Module:
         attach(model)
     chosen = trainable_names(model, config.what)
     context.notes |= by_role(model, chosen) | rates_in_words(model, chosen, config)
+    if ranks().several:
+        context.notes["devices"] = {"processes": ranks().world, "sharding": context.sharding}
     with _session(model, config, context, chosen, feed) as session:
         _train(session, config, context)
     context.notes["seconds"] = round(time.monotonic() - started, 3)

@@ -74,7 +74,7 @@ def _identity(teacher: str, feed: Feed, kept: Kept) -> dict[str, Any]:
     # Logits are those of any temperature; the likeliest words' shares are of one.
     words = {} if kept.top_k is None else {"top_k": kept.top_k, "temperature": kept.temperature}
     data = [source.fingerprint for source, _ in feed.parts]
-    return {"version": 1, "teacher": teacher, "data": data, "states": kept.states, **words}
+    return {"version": 2, "teacher": teacher, "data": data, "states": kept.states, **words}
 
 
 def _fill(
@@ -104,7 +104,7 @@ def predicted_bytes(kept: Kept, teacher: nn.Module, lacking: Missing) -> int:
     text = cast(Any, teacher).config.get_text_config()
     itemsize = next(teacher.parameters()).dtype.itemsize
     sizes = (text.vocab_size, text.num_hidden_layers, text.hidden_size)
-    return kept.bytes_of(lacking.labels, lacking.positions, *sizes, itemsize)
+    return kept.bytes_of(lacking.labels, *sizes, itemsize)
 
 
 def _steps(config: Train) -> int:

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mote_quant.data.source import IGNORED, Source
-from mote_quant.errors import DataError
+from mote_quant.data.source import IGNORED, Source, none_held_out
 from mote_quant.moe import blocks
 from mote_quant.parallel import at_rest
 from mote_quant.qat.linear import QatLinear
@@ -26,10 +25,7 @@ class Validator:
 
     def __init__(self, model: nn.Module, source: Source, samples: int, batch_size: int, quantized: bool) -> None:
         if not len(source.validation):
-            raise DataError(
-                f"{source.name} has no validation samples (too few samples for a split of its own): "
-                "leave train.validation and train.search out, or give more data"
-            )
+            raise none_held_out(source.name)
         size = len(source.validation)
         count = min(samples, size)
         chosen = [source.validation[index * size // count] for index in range(count)]

@@ -80,7 +80,7 @@ _LABELS = {
     "agreement_unquantized": "agrees with unquantized",
     "load_min": "least load",
     "load_max": "most load",
-    "entropy": "routing entropy",
+    "entropy": "routing entropy (1: undecided)",
     "train_seconds": "training",
     "tokens_trained": "tokens trained",
     "prompt_tokens_per_s": "prompt",
