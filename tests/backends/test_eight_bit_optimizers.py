@@ -19,7 +19,7 @@ from mote_quant.steps.train.optimizer import build_optimizer
 from tests import pico
 from tests.mixtures import TERNARY, bits_of, train_it, upcycled
 
-train_module = import_module("mote_quant.steps.train.run")
+session = import_module("mote_quant.steps.train.session")
 SIZES = {"hidden": 64, "ffn": 128, "layers": 1}
 """Large enough for states in 8 bits."""
 
@@ -138,7 +138,7 @@ def states(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.optim.Optimiz
         found.append(build_optimizer(*arguments))
         return found[-1]
 
-    monkeypatch.setattr(train_module, "build_optimizer", kept)
+    monkeypatch.setattr(session, "build_optimizer", kept)
     return found
 
 
