@@ -213,7 +213,7 @@ def test_a_killed_process_ends_the_others_and_all_go_on_to_the_same_bits(played,
 
 @pytest.mark.parametrize(
     ("name", "before", "now"),
-    [("two then one", "2 processes", "is 1 process"), ("one then four", "1 process", "are 4 processes")],
+    [("two then one", "2 processes", "is one process"), ("one then four", "one process", "are 4 processes")],
 )
 def test_another_number_of_processes_goes_on_and_says_so(played, name, before, now):
     _, answers = played
