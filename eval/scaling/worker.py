@@ -53,6 +53,10 @@ def main() -> None:
     counted, exchanged = _counted(wrapped, optimizer, own)
     if here.main:
         output.write_text(json.dumps({"exchanges": exchanged, "gradients": counted, "seconds": sorted(seconds)}))
+    if here.several:
+        # gloo's threads want the interpreter to let go of exchanges begun in a backward, and a group that ends waits
+        # for these threads without giving it away.
+        dist.barrier()
     leave()
 
 
@@ -79,10 +83,7 @@ def _counted(model: nn.Module, optimizer: Any, tokens: Tensor) -> tuple[int, dic
 
 
 def _noted(sizes: list[int], bucket: Any) -> Any:
-    """Note a bucket, and exchange it before going on.
-
-    DDP's own hook waits by a callback of Python in gloo's thread; a process group that ends meanwhile never returns.
-    """
+    """Note a bucket, and exchange it before going on: no callback of Python is left in gloo's threads."""
     sizes.append(bucket.buffer().nbytes)
     dist.all_reduce(bucket.buffer().div_(ranks().world))
     done: torch.futures.Future[Tensor] = torch.futures.Future()
