@@ -2,9 +2,9 @@
 
     python -m eval.training_cost [--quick] [--record]
 
-Each run is a process (or two) of its own with one thread each, one after the other, the kinds in turn; steps are timed
-by the clock, the first two of a run left out. To be run alone on the machine. With --record the table goes to
-eval/results/training-cost.json.
+Each run is a process (or two) of its own with one thread each, one after the other, the kinds in turn. Timed are ten
+steps after the first two, one of which is looked at, as one of ten is in a training of 500. To be run alone on the
+machine. With --record the table goes to eval/results/training-cost.json.
 
 - efficiency: steps a second of two processes, over twice those of one, for the same batch (ideal: 1)
 - checkpoint stall: seconds a checkpoint takes, over a minute (one checkpoint a minute)
@@ -35,10 +35,13 @@ from mote_quant.data.source import Sample, Source, fingerprint_of
 from mote_quant.data.text import collate_blocks
 from mote_quant.hf import checkpoint
 from mote_quant.ranks import leave, ranks
+from mote_quant.steps.train import arguments
 
 RESULT = Path(__file__).parent / "results" / "training-cost.json"
 ONE, TWO = [sys.executable], [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-LEFT_OUT = 2
+LEFT_OUT, TIMED = 2, 10
+LOOKS = 2
+"""At steps 6 and 12, the second of which is outside of what is timed."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,12 @@ class Shape:
     vocabulary: int
     batch: int
     length: int
-    steps: int
     rounds: int
 
 
 SHAPES = {
-    "full": Shape(512, 1408, 4, 4096, 16, 512, 5, 2),
-    "quick": Shape(64, 96, 2, 256, 4, 32, 5, 1),
+    "full": Shape(512, 1408, 4, 4096, 16, 512, 2),
+    "quick": Shape(64, 96, 2, 256, 4, 32, 1),
 }
 
 
@@ -117,14 +119,13 @@ def work(shape: Shape, settings: dict[str, Any], told: Path) -> None:
         written.append(time.perf_counter() - started)
         return path
 
-    checkpoint.write = timed
+    checkpoint.write, arguments._LOGGED = timed, LOOKS
     steps, every = settings.pop("steps"), settings.pop("checkpoint_every")
     output = settings.pop("output", None)
     options = pipeline.Options(progress=clock, **settings)
     pipeline.apply(recipe(shape, steps, every), model, data=source(shape), output=output, options=options)
     if ranks().main:
-        seconds = [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)]
-        told.write_text(json.dumps({"steps": seconds[LEFT_OUT - 1 :], "checkpoints": written}))
+        told.write_text(json.dumps({"ends": clock.times, "checkpoints": written}))
     leave()
 
 
@@ -132,7 +133,7 @@ def run(name: str, launcher: Sequence[str], **settings: Any) -> dict[str, list[f
     """`work` under a launcher."""
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "told.json"
-        settings = {"steps": SHAPES[name].steps, "checkpoint_every": 10**6, **settings}
+        settings = {"steps": LEFT_OUT + TIMED + 1, "checkpoint_every": 10**6, **settings}
         if settings.pop("keeps", False):
             settings["output"] = str(Path(folder) / "out")
         command = [*launcher, "-m", "eval.training_cost", "--work", json.dumps([name, settings, str(told)])]
@@ -143,11 +144,12 @@ def run(name: str, launcher: Sequence[str], **settings: Any) -> dict[str, list[f
 
 
 def in_turn(name: str, kinds: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
-    """Kind -> median seconds of a step, once a round; every kind in every round."""
+    """Kind -> mean seconds of a step, once a round; every kind in every round."""
     found: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(SHAPES[name].rounds):
         for kind, settings in kinds.items():
-            found[kind].append(median(run(name, **settings)["steps"]))
+            ends = run(name, **settings)["ends"]
+            found[kind].append((ends[LEFT_OUT + TIMED - 1] - ends[LEFT_OUT - 1]) / TIMED)
     return found
 
 
@@ -168,7 +170,7 @@ def efficiency(name: str) -> dict[str, Any]:
 
 def stall(name: str) -> dict[str, Any]:
     """A checkpoint a minute."""
-    seconds = run(name, ONE, keeps=True, checkpoint_every=2)["checkpoints"]
+    seconds = run(name, ONE, keeps=True, steps=6, checkpoint_every=2)["checkpoints"]
     return {"seconds": spread(seconds), "share_of_a_minute": max(seconds) / 60}
 
 
@@ -184,16 +186,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny model, once: to see that it works")
     parser.add_argument("--record", action="store_true", help=f"write {RESULT.name}")
     parser.add_argument("--work", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.work:
-        name, settings, told = json.loads(arguments.work)
+    given = parser.parse_args()
+    if given.work:
+        name, settings, told = json.loads(given.work)
         work(SHAPES[name], settings, Path(told))
         return
-    name = "quick" if arguments.quick else "full"
+    name = "quick" if given.quick else "full"
     parts = {"efficiency": efficiency, "stall": stall}
     found = {"shape": SHAPES[name].__dict__, **{part: measure(name) for part, measure in parts.items()}}
     print(json.dumps(found, indent=2))
-    if arguments.record:
+    if given.record:
         RESULT.write_text(json.dumps(found, indent=2) + "\n")
 
 

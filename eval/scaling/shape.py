@@ -75,7 +75,7 @@ def built(shape: Shape) -> nn.Module:
 
 def step_of(model: nn.Module) -> Step:
     """What a step of `model` exchanges."""
-    beside, *layers = units_of(model)
+    beside, *layers = units_of(model, codes=True)
     kept = sum(p.nbytes for block in blocks(model).values() for p in block.gate.parameters())
     return Step(beside, layers, 1, kept)
 

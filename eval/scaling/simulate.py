@@ -81,8 +81,9 @@ def _fsdp2(run: _Run) -> None:
         run.compute.free = max(run.compute.free, run.exchange(step.beside.weights, run.compute.free))
         _pass(run, [layer.weights for layer in step.layers], timing.forward, [])
         run.compute.run(timing.beside)
-        layers = [*reversed(step.layers)]
-        _pass(run, [layer.weights for layer in layers], timing.backward, [layer.gradients for layer in layers])
+        back = [*reversed(step.layers)]
+        weights, gradients = [layer.weights - layer.once for layer in back], [layer.gradients for layer in back]
+        _pass(run, weights, timing.backward, gradients)
 
 
 def _pass(run: _Run, weights: Sequence[int], seconds: float, gradients: Sequence[int]) -> None:

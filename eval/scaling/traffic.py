@@ -38,7 +38,8 @@ def ddp(step: Step, processes: int) -> float:
 
 def gathered(step: Step) -> int:
     """Bytes that FSDP2 makes whole in a step: layers for forward and again for backward, all else once."""
-    return step.micro_batches * (step.beside.weights + 2 * (sum(layer.weights for layer in step.layers) - step.kept))
+    layers = sum(2 * layer.weights - layer.once for layer in step.layers)
+    return step.micro_batches * (step.beside.weights + layers - 2 * step.kept)
 
 
 def reduced(step: Step) -> int:

@@ -66,7 +66,7 @@ def shared(model: nn.Module, sharding: str) -> nn.Module:
         return nn.parallel.DistributedDataParallel(model)
     from mote_quant.parallel.sharding import shard
 
-    kept = shard(model)
+    kept = shard(model, codes=True)
     cast(Any, model).kept = [parameter for parameter in kept if parameter.requires_grad]
     return model
 

@@ -27,6 +27,7 @@ from mote_quant.hf.structure import Structure, structure_of
 from mote_quant.hf.unfuse import unfuse
 from mote_quant.kernels.cpu.library import library
 from mote_quant.moe import install
+from mote_quant.parallel import codes_suffice, known_by_codes
 from mote_quant.planning import Plan
 from mote_quant.qat.keeping import keeping
 from mote_quant.qat.linear import QatLinear
@@ -39,10 +40,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Unit:
-    """Bytes of parameters that FSDP2 gathers and frees as one, and of their gradients."""
+    """Bytes of parameters of a layer that FSDP2 gathers and frees, and of their gradients.
+
+    `once`: bytes of those that are gathered for forward only.
+    """
 
     weights: int
     gradients: int
+    once: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def imagine(plan: Plan, skeleton: nn.Module, config: Train, length: int, packs: 
             layer.strength = _strength(config)
         weights = _bytes([*model.parameters(), *model.buffers()])
         trained = tuple((p.element_size(), p.numel()) for p in model.parameters() if p.requires_grad)
-        units = tuple(units_of(model))
+        units = tuple(units_of(model, codes_suffice(config)))
         return Imagined(weights, trained, units, _timeline(model, config, length, packs and library() is not None))
 
 
@@ -231,14 +236,15 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum({(storage := tensor.untyped_storage())._cdata: storage.nbytes() for tensor in tensors}.values())
 
 
-def units_of(model: nn.Module) -> Iterator[Unit]:
-    """What is beside the decoder layers, then each of them."""
+def units_of(model: nn.Module, codes: bool) -> Iterator[Unit]:
+    """What is beside the decoder layers, then each of them; with `codes` as backward knows weights by theirs."""
     layers = [layer for _, layer in decoder_layers(model)]
     inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
-    yield _unit(parameter for parameter in model.parameters() if id(parameter) not in inside)
-    yield from (_unit(layer.parameters()) for layer in layers)
+    yield _unit([parameter for parameter in model.parameters() if id(parameter) not in inside])
+    for layer in layers:
+        coded = known_by_codes(layer) if codes else ()
+        yield _unit([*layer.parameters()], [parameter for experts in coded for parameter in experts.parameters()])
 
 
-def _unit(parameters: Iterable[nn.Parameter]) -> Unit:
-    every = list(parameters)
-    return Unit(_bytes(every), _bytes(parameter for parameter in every if parameter.requires_grad))
+def _unit(every: Sequence[nn.Parameter], once: Sequence[nn.Parameter] = ()) -> Unit:
+    return Unit(_bytes(every), _bytes(parameter for parameter in every if parameter.requires_grad), _bytes(once))

@@ -139,9 +139,9 @@ class Training:
             return dict.fromkeys([*places, _MOVING], self.model.gradients)
         beside, *layers = self.model.units
         largest = max(layers, key=lambda unit: unit.weights, default=beside)
-        whole = _WHOLE_LAYERS * largest.weights
         # The gradients of a layer are whole until they are summed up over all processes, into parts.
-        more = {"forward": whole, "backward": whole + 2 * largest.gradients}
+        back = _WHOLE_LAYERS * (largest.weights - largest.once) + 2 * largest.gradients
+        more = {"forward": _WHOLE_LAYERS * largest.weights, "backward": back}
         return {place: beside.weights + more.get(place, 0) for place in places}
 
     @property

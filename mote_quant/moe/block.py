@@ -9,7 +9,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from mote_quant.moe.experts import Expert, route, visit
+from mote_quant.moe.experts import Expert, Experts, visit
 from mote_quant.moe.layout import MoteLayout
 from mote_quant.moe.lora import Dense, mixture, pass_up
 from mote_quant.moe.losses import attach, balance_loss, expert_load, z_loss
@@ -75,7 +75,7 @@ class MoteBlock(nn.Module):
         super().__init__()
         self.layout = layout
         self.gate = Router(layout, device)
-        self.experts = nn.ModuleList(experts)
+        self.experts = Experts(experts)
         if shared_expert is None or not activation.state_dict():
             self.activation = activation
         else:
@@ -126,7 +126,7 @@ class MoteBlock(nn.Module):
 
     def _routed(self, x: Tensor, choice: Choice) -> Tensor:
         packed = packed_route(x, cast("Sequence[Expert]", self.experts), choice, self._activation_name)
-        return route(x, self.experts, choice, self.activation) if packed is None else packed
+        return cast(Tensor, self.experts(x, choice, self.activation)) if packed is None else packed
 
     @property
     def _dense(self) -> Dense:

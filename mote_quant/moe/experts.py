@@ -39,6 +39,14 @@ class Expert(nn.Module):
         return cast(Tensor, self.down_proj(merge(up, None if gated is None else multiply(gated, x), activation)))
 
 
+class Experts(nn.ModuleList):
+    """The experts of a layer as one module, which processes that share a model out can take hold of."""
+
+    def forward(self, x: Tensor, choice: Choice, activation: nn.Module) -> Tensor:
+        """As `route`."""
+        return route(x, self, choice, activation)
+
+
 def multiply(linear: nn.Module, x: Tensor) -> Tensor:
     """The product of `linear` with an input it need not quantize again."""
     return cast(Tensor, getattr(linear, "multiply", linear)(x))

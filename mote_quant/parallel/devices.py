@@ -25,17 +25,19 @@ class Spread:
 
 
 @contextmanager
-def spread(model: nn.Module, sharding: Sharding, compute: torch.dtype | None, pack: bool) -> Iterator[Spread]:
+def spread(
+    model: nn.Module, sharding: Sharding, compute: torch.dtype | None, pack: bool, codes: bool
+) -> Iterator[Spread]:
     """Inside, with FSDP2, the weights of `model` are where its sharded twin trains them; afterwards they are back.
 
     `compute` is what trained dense weights are multiplied in. With `pack` latent weights come back as their packed
-    codes, one weight at a time: no process ever holds all of them.
+    codes, one weight at a time: no process ever holds all of them. `codes`: see `shard`.
     """
     if sharding == "ddp" or not ranks().several:
         yield Spread(model)
         return
     trained = twin(model)
-    kept = shard(trained, compute)
+    kept = shard(trained, compute, codes)
     let_go(model, kept)
     yield Spread(trained, True, kept)
     bring_back(trained, model, pack)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -15,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from mote_quant.anatomy.structure import decoder_layers
 from mote_quant.moe import blocks
+from mote_quant.parallel.codes import known_by_codes
 from mote_quant.qat.linear import QatLinear
 from mote_quant.ranks import ranks
 
@@ -25,28 +27,34 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
-def shard(model: nn.Module, compute: torch.dtype | None = None) -> list[nn.Parameter]:
+def shard(model: nn.Module, compute: torch.dtype | None = None, codes: bool = False) -> list[nn.Parameter]:
     """Shard `model`, a decoder layer at a time, over all processes; returns the parameters that stay whole on each.
 
     Those are few and small: of routers, whose arithmetic is float32, learned scales, and what has no rows. Trained
     dense weights travel and are multiplied in `compute`; latent ones travel as they are, for their codes are a function
-    of all their bits.
+    of all their bits. With `codes` those that backward knows by their codes are gathered for forward only.
     """
-    mesh, units = _mesh(), list(_units(model, compute))
+    coded = list(known_by_codes(model)) if codes else []
+    mesh, units = _mesh(), list(_units(model, compute, coded))
     kept = [*_kept(model)]
     kept += _of_other_types([unit for unit, _ in units], {id(parameter) for parameter in kept})
     for unit, policy in units:
         fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=set(kept))
+    for experts in coded:
+        cast(FSDPModule, experts).set_unshard_in_backward(False)
     for parameter in kept:
         parameter.data = parameter.data.to(mesh.device_type)
     return kept
 
 
-def _units(model: nn.Module, compute: torch.dtype | None) -> Iterator[tuple[nn.Module, MixedPrecisionPolicy]]:
+def _units(
+    model: nn.Module, compute: torch.dtype | None, coded: Sequence[nn.Module]
+) -> Iterator[tuple[nn.Module, MixedPrecisionPolicy]]:
     """What is gathered at a time, inner ones first: of decoder layers what trains in another way, these, the rest."""
     reduced = torch.float32 if compute else None
     as_held, computed = (MixedPrecisionPolicy(kind, reduced) for kind in (None, compute))
     for _, layer in decoder_layers(model):
+        yield from ((part, as_held) for part in layer.modules() if part in coded)
         types = {parameter.dtype for parameter in layer.parameters() if parameter.requires_grad}
         if compute or len(types) > 1:
             yield from ((part, computed) for part in _dense_parts(layer))
@@ -92,8 +100,6 @@ def _kept(model: nn.Module) -> Iterator[nn.Parameter]:
 @torch.no_grad()
 def average(parameters: list[nn.Parameter]) -> None:
     """Give the parameters that stay whole the mean of all processes' gradients, in one exchange for each type."""
-    import torch.distributed as dist
-
     found = [parameter for parameter in parameters if parameter.requires_grad]
     if all(parameter.grad is None for parameter in found):
         # A step that every process leaves out: zeros would still move what has momentum.
@@ -126,17 +132,43 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def clip(parameters: Any, largest: float) -> Tensor:
+def norms(groups: Sequence[Sequence[Tensor]]) -> Tensor:
+    """The Euclidean norm of each group of gradients, float32 [groups]; sharded ones are counted whole, in one exchange.
+
+    To be called by all processes, with the same groups.
+    """
+    every = [gradient for group in groups for gradient in group]
+    if not every:
+        return torch.zeros(len(groups))
+    device = every[0].device
+    parts, others = (torch.stack([_square(group, sharded).to(device) for group in groups]) for sharded in (True, False))
+    if any(isinstance(gradient, DTensor) for gradient in every):
+        dist.all_reduce(parts)
+    return (parts + others).sqrt()
+
+
+def _square(gradients: Sequence[Tensor], sharded: bool) -> Tensor:
+    """The sum of squares of what is here of those that are sharded, or of the others."""
+    found = [_local(gradient).detach() for gradient in gradients if isinstance(gradient, DTensor) is sharded]
+    if not found:
+        return torch.zeros(())
+    each = torch._foreach_norm(found, dtype=torch.float32)
+    return torch.stack([norm.to(each[0].device) for norm in each]).square().sum()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    local: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local
+
+
+@torch.no_grad()
+def clip(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
     """Scale gradients, sharded ones and others, so that their norm is at most `largest`; returns the norm before."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    device = gradients[0].device if gradients else torch.device("cpu")
-    total = torch.zeros((), dtype=torch.float32, device=device)
-    for gradient in gradients:
-        total += whole(torch.linalg.vector_norm(gradient, dtype=torch.float32)) ** 2
-    norm = total.sqrt()
+    norm = norms([gradients])[0]
     factor = torch.clamp(largest / (norm + 1e-6), max=1.0)
     for gradient in gradients:
-        (gradient.to_local() if isinstance(gradient, DTensor) else gradient).mul_(factor)
+        _local(gradient).mul_(factor)
     return norm
 
 

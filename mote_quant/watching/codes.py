@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mote_quant.qat.codes import find_codes, scale_of
 from mote_quant.qat.linear import QatLinear
-from mote_quant.ranks import ranks
+from mote_quant.ranks import gathered, ranks
 from mote_quant.recipe.schema import ScaledBits, TernaryBits
 from mote_quant.ternary.quantize import compact_codes
 
@@ -32,36 +32,44 @@ class _Count:
 
 
 class CodeMeter:
-    """The latent layers of a model, each in some `groups`; what is kept of them between two looks are their codes."""
+    """The latent layers of a model, each in some `groups`; what is kept of them between two looks are their codes.
+
+    Several processes share the looking: each has its own layers.
+    """
 
     def __init__(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> None:
         self._layers = {name: m for name, m in model.named_modules() if isinstance(m, QatLinear) and name in groups}
         self._groups = groups
+        self._own = {*list(self._layers)[ranks().rank :: ranks().world]}
         with torch.no_grad():
-            found = {name: _codes(layer) for name, layer in self._layers.items()}
-        self._before = {name: codes for name, codes in found.items() if codes is not None}
+            self._before = dict(self._look())
 
     @torch.no_grad()
     def take(self) -> dict[str, dict[str, float]]:
         """By group: the share of ternary weights that are `zeros`, and of all codes that changed (`flips`) since the
-        last look. To be called by all processes; the first one knows.
+        last look. To be called by all processes; all of them know.
         """
+        own: dict[str, _Count] = {}
+        for name, now in self._look():
+            own[name] = _compare(self._layers[name], now, self._before.get(name, now))
+            self._before[name] = now
+        found = {name: count for part in gathered(own) for name, count in part.items()}
         counts: dict[str, _Count] = {}
-        for name, layer in self._layers.items():
-            now = _codes(layer)
-            if now is not None:
-                found = _compare(layer, now, self._before.get(name, now))
-                for group in self._groups[name]:
-                    counts[group] = counts.get(group, _Count()) + found
-                self._before[name] = now
+        for name in self._layers:
+            for group in self._groups[name] if name in found else ():
+                counts[group] = counts.get(group, _Count()) + found[name]
         return {group: _shares(count) for group, count in counts.items()}
 
+    def _look(self) -> Iterator[tuple[str, Tensor]]:
+        """The codes now of this process's layers, packed or int8; none of a weight that is elsewhere."""
+        for name, layer in self._layers.items():
+            # A sharded weight is gathered by all, whoever looks at it.
+            weight, learned = _whole(layer.weight), None if layer.weight_scale is None else _whole(layer.weight_scale)
+            if name in self._own and not weight.is_meta:
+                yield name, _codes(layer, weight, learned)
 
-def _codes(layer: QatLinear) -> Tensor | None:
-    """The codes now, packed or int8; None where another process looks, or the weight is elsewhere."""
-    weight, learned = _whole(layer.weight), None if layer.weight_scale is None else _whole(layer.weight_scale)
-    if weight.is_meta or not ranks().main:
-        return None
+
+def _codes(layer: QatLinear, weight: Tensor, learned: Tensor | None) -> Tensor:
     if isinstance(layer.spec, ScaledBits):
         return compact_codes(weight, scale_of(weight, layer.spec, learned), layer.spec)
     return find_codes(weight, layer.spec, learned).codes

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import nn
+
+from mote_quant.parallel.sharding import norms
 
 
 def norms_by_role(parameters: Mapping[str, Sequence[nn.Parameter]]) -> dict[str, float]:
@@ -15,13 +16,8 @@ def norms_by_role(parameters: Mapping[str, Sequence[nn.Parameter]]) -> dict[str,
     To be called by all processes where they share parameters.
     """
     found = {role: [p.grad for p in named if p.grad is not None] for role, named in parameters.items()}
-    return {role: _norm(gradients) for role, gradients in found.items() if gradients}
-
-
-def _norm(gradients: list[Tensor]) -> float:
-    norms = torch._foreach_norm([gradient.detach() for gradient in gradients])
-    whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
-    return float(torch.stack([norm.float().to(whole[0].device) for norm in whole]).norm())
+    found = {role: gradients for role, gradients in found.items() if gradients}
+    return dict(zip(found, norms(list(found.values())).tolist(), strict=True))
 
 
 def before_clipping(norms: Mapping[str, float], total: float | None) -> dict[str, float]:

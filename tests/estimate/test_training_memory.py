@@ -117,7 +117,10 @@ def test_shared_by_fsdp2_each_process_holds_its_part_and_two_layers() -> None:
     latent = 4 * EXPERTS * (LAYER + HIDDEN)
     beside = 4 * (2 * VOCABULARY + 1) * HIDDEN
     dense = 4 * (LAYER + 2 * 32 * 32 + 2 * 16 * 32 + 2 * HIDDEN)
-    assert four.exchange == beside + 2 * (dense + latent) + 2 * latent
+    # Backward knows experts by their codes: whole are what is beside them, and their gradients.
+    assert four.exchange == beside + 2 * (dense + 4 * EXPERTS * HIDDEN) + 2 * latent
+    again = training(4, batch_size=4, gradient_checkpointing=True).footprint("fsdp2")
+    assert again.exchange == beside + 2 * (dense + latent) + 2 * latent
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:

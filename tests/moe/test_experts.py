@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
-from mote_quant.moe.experts import permute, route
+from mote_quant.moe.experts import Experts, permute, route
 from mote_quant.moe.router import Choice
 from mote_quant.qat.fake import fake_quantize
 from mote_quant.ternary.activation import fake_quantize_activations
@@ -119,7 +118,7 @@ def test_renumbering_experts_changes_nothing():
     order = [2, 0, 3, 1]
     with torch.no_grad():
         block.gate.weight.copy_(block.gate.weight[order])
-    block.experts = nn.ModuleList([block.experts[index] for index in order])
+    block.experts = Experts([block.experts[index] for index in order])
     torch.testing.assert_close(block(x), before, rtol=1e-5, atol=1e-5)
 
 

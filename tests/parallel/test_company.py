@@ -177,6 +177,8 @@ def test_figures_are_those_of_all_processes(played):
             for figure, value in routing.items():
                 assert theirs["routing"][layer][figure] == pytest.approx(value, abs=1e-4), figure
         assert theirs["codes"].keys() == ours["codes"].keys()
+        for place, shares in ours["codes"].items():
+            assert theirs["codes"][place] == pytest.approx(shares, abs=2e-3)
         assert theirs["gradients"] == pytest.approx(ours["gradients"], rel=1e-3)
 
 

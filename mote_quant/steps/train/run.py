@@ -14,7 +14,7 @@ from mote_quant.data.feed import Feed, open_feed
 from mote_quant.hf.attach import attach
 from mote_quant.hf.latents import make_latent
 from mote_quant.moe import blocks
-from mote_quant.parallel import recipe_decides, spread
+from mote_quant.parallel import codes_suffice, recipe_decides, spread
 from mote_quant.ranks import ranks, temporary_folder
 from mote_quant.recipe.schema import Train
 from mote_quant.steps.base import Context
@@ -60,7 +60,9 @@ def _session(
     with (
         recipe_decides(config.precision),
         surroundings(model, config, chosen),
-        spread(model, context.sharding, _COMPUTE[config.precision], context.packs_next) as devices,
+        spread(
+            model, context.sharding, _COMPUTE[config.precision], context.packs_next, codes_suffice(config)
+        ) as devices,
     ):
         fitted = feed.fitted([devices.model])
         distillation = distillation_for(config, model, fitted, context.progress)
