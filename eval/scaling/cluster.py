@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
+
+_PER_NODE = 8
+_PEAK, _NVLINK, _NETWORK = 989e12, 450e9, 50e9
+"""Operations, and bytes in one direction, a second: of a GPU, between those of a node, of a network adapter."""
+_UTILISED, _REACHED = 0.4, 0.8
+"""The part of the peak that products reach, and that of the bandwidths."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """`gpus` in nodes of `per_node`. Rates are bytes or operations a second, of one GPU and one direction.
+    """`gpus` of one kind in nodes of 8, each with so many network `adapters`.
 
-    `utilisation`: the part of `peak` that products reach; `reached`: that of the bandwidths.
+    A GPU has `memory` (bytes), and reads or writes it at `hbm` (bytes a second).
     """
 
+    memory: ClassVar[float] = 80e9
+    hbm: ClassVar[float] = 3.35e12
     gpus: int
-    per_node: int = 8
-    memory: float = 80e9
-    peak: float = 989e12
-    utilisation: float = 0.4
-    hbm: float = 3.35e12
-    nvlink: float = 450e9
-    network: float = 50e9
-    adapters: int = 8
-    reached: float = 0.8
+    adapters: int = _PER_NODE
 
     @property
     def speed(self) -> float:
         """Operations a second."""
-        return self.peak * self.utilisation
+        return _PEAK * _UTILISED
 
     @property
     def bandwidth(self) -> float:
         """Bytes a second at which a ring passes through a GPU: between nodes all adapters of a node share the rings."""
-        within = self.nvlink * self.reached
-        between = self.network * self.adapters * self.reached
-        return within if self.gpus <= self.per_node else min(within, between)
+        within, between = _NVLINK * _REACHED, _NETWORK * self.adapters * _REACHED
+        return within if self.gpus <= _PER_NODE else min(within, between)
 
     def with_adapters(self, count: int) -> Cluster:
         """The same with another number of network adapters in a node."""

@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig
 
 from eval.scaling import worker
 from eval.scaling.shape import Shape, built
@@ -68,18 +67,7 @@ def _foretold(sharding: str, samples: int, world: int) -> int:
     train = {"what": ["routed", "router"], "data": "random", "steps": 2, "batch_size": samples}
     steps = [{"upcycle": {"experts": SHAPE.experts}}, {"train": train | {"max_length": SHAPE.length}}, "quantize"]
     recipe = load({"name": "resident", "bits": {"routed": "ternary"}, "pipeline": steps})
-    heads = SHAPE.hidden // 64
-    config = LlamaConfig(
-        hidden_size=SHAPE.hidden,
-        intermediate_size=SHAPE.inner,
-        num_hidden_layers=SHAPE.layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        vocab_size=SHAPE.vocabulary,
-        max_position_embeddings=SHAPE.length,
-        architectures=["LlamaForCausalLM"],
-    )
-    skeleton = skeleton_for(config)
+    skeleton = skeleton_for(SHAPE.config())
     sizes = Sizes(plan_on(recipe, skeleton), skeleton)
     return Training(sizes, recipe.pipeline[1].config, world).footprint(sharding).total
 

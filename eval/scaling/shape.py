@@ -6,6 +6,7 @@ from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from eval.scaling.traffic import Step
 from mote_quant.estimate.imagined import units_of
@@ -23,17 +24,32 @@ SAMPLES = 8
 class Shape:
     """Sizes of the model, tokens of a sample, and how many steps are timed."""
 
-    hidden: int = 256
-    inner: int = 512
-    layers: int = 4
-    experts: int = 4
-    vocabulary: int = 512
-    length: int = 64
-    steps: int = 3
+    hidden: int
+    inner: int
+    layers: int
+    experts: int
+    vocabulary: int
+    length: int
+    steps: int = 1
 
     def arguments(self) -> list[str]:
         """For a command line."""
         return [str(size) for size in astuple(self)]
+
+    def config(self) -> LlamaConfig:
+        """The dense model."""
+        heads = max(1, self.hidden // 64)
+        return LlamaConfig(
+            hidden_size=self.hidden,
+            intermediate_size=self.inner,
+            num_hidden_layers=self.layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            vocab_size=self.vocabulary,
+            max_position_embeddings=self.length,
+            architectures=["LlamaForCausalLM"],
+            use_cache=False,
+        )
 
     def tokens(self, samples: int, rank: int) -> Tensor:
         """Random ones, of this process alone."""
@@ -43,21 +59,8 @@ class Shape:
 
 def built(shape: Shape) -> nn.Module:
     """The model, the same in every process, ready to train."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     torch.manual_seed(0)
-    heads = max(1, shape.hidden // 64)
-    config = LlamaConfig(
-        hidden_size=shape.hidden,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        vocab_size=shape.vocabulary,
-        max_position_embeddings=shape.length,
-        use_cache=False,
-    )
-    model: nn.Module = LlamaForCausalLM(config)
+    model: nn.Module = LlamaForCausalLM(shape.config())
     step = {"upcycle": {"experts": shape.experts, "router_std": 0.3}}
     train = {"train": {"what": ["routed", "router"], "data": "random", "steps": 1}}
     recipe = load({"name": "measured", "bits": {"routed": "ternary"}, "pipeline": [step, train, "quantize"]})
