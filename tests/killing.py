@@ -114,7 +114,11 @@ class Bomb:
 
     def advance(self, done: int, **figures: float) -> None:
         if self._now == self._title and self._left == 0 and done == self._at:
-            die()
+            self.go_off()
+
+    def go_off(self) -> None:
+        """It is time."""
+        die()
 
 
 def before_call(owner: Any, name: str, nth: int) -> None:

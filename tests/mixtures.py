@@ -92,6 +92,11 @@ def bits_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Whether two state dicts hold the same, bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
 def tensors_in(folder: Path) -> dict[str, Tensor]:
     """Every tensor of the weight files of `folder`."""
     found: dict[str, Tensor] = {}

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -45,6 +46,7 @@ __all__ = [
     "llava",
     "qwen2_5_vl",
     "qwen2_moe",
+    "saved",
 ]
 
 
@@ -88,3 +90,9 @@ NATIVE_MOE: dict[str, Builder] = {
     "mixtral": _experts("Mixtral", num_local_experts=4),
     "olmoe": _experts("Olmoe", num_experts=4),
 }
+
+
+def saved(folder: Path, family: str = "llama", **settings: Any) -> str:
+    """A pico model of that family in `folder`, by the name that a recipe has for it."""
+    PICO[family](**settings).save_pretrained(folder)
+    return str(folder)

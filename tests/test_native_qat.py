@@ -31,6 +31,7 @@ from tests.fresh import give_inputs, load_all
 from tests.mixtures import bits_of, logits
 from tests.pico_moe import PICO_MOE
 from tests.sources import source_for
+from tests.stopping import Stop, StopError
 
 TERNARY = {"routed": "ternary"}
 STEP = {"what": ["routed"], "data": "pico", "steps": 3, "batch_size": 4, "learning_rate": 1e-2}
@@ -281,25 +282,6 @@ STAGED = {
         {"quantize": {}},
     ],
 }
-
-
-class StopError(Exception):
-    """What a test throws into a run."""
-
-
-class Stop:
-    """Progress that throws at unit `at` of the `nth` stretch called `title`."""
-
-    def __init__(self, title: str = "", at: int = 0, nth: int = 1) -> None:
-        self._title, self._at, self._left = title, at, nth
-
-    def start(self, title: str, total: int) -> None:
-        self._left -= title == self._title
-        self._now = title
-
-    def advance(self, done: int, **figures: float) -> None:
-        if (self._now, self._left, done) == (self._title, 0, self._at):
-            raise StopError
 
 
 def staged(folder: Path, progress: Stop) -> str:

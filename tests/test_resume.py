@@ -22,6 +22,7 @@ from tests import pico
 from tests.killing import Bomb, settled
 from tests.mixtures import INT4_SHARED, TERNARY, bits_of, logits
 from tests.sources import source_for
+from tests.stopping import Stop, StopError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -106,18 +107,6 @@ RECIPE = {
         {"quantize": {}},
     ],
 }
-
-
-class StopError(Exception):
-    """What a test throws into a run."""
-
-
-class Stop(Bomb):
-    """Throws instead of killing."""
-
-    def advance(self, done: int, **figures: float) -> None:
-        if self._now == self._title and self._left == 0 and done == self._at:
-            raise StopError
 
 
 def go(folder: Path, progress: Bomb | None = None, recipe: dict | None = None, seed: int = 0, **more):

@@ -18,6 +18,7 @@ from mote_quant.steps.base import Silent
 from mote_quant.steps.train.optimizer import build_optimizer
 from tests import pico
 from tests.mixtures import TERNARY, bits_of, train_it, upcycled
+from tests.stopping import Stop, StopError
 
 session = import_module("mote_quant.steps.train.session")
 SIZES = {"hidden": 64, "ffn": 128, "layers": 1}
@@ -111,17 +112,6 @@ def test_its_state_is_saved_and_loaded_as_it_is(optimizer: str) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-class Stop(Silent):
-    """Interrupts the training after a step."""
-
-    def __init__(self, at: int) -> None:
-        self._at = at
-
-    def advance(self, done: int, **figures: float) -> None:
-        if done == self._at:
-            raise InterruptedError
-
-
 def run(folder: Any, progress: Any = None, **settings: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     model = pico.PICO["llama"](**SIZES)
     context = dataclasses.replace(upcycled(model, TERNARY), folder=folder, progress=progress or Silent())
@@ -148,8 +138,8 @@ def test_a_resumed_training_ends_in_the_same_bits(optimizer: str, latents: str, 
     whole, notes = run(None, **settings)
     eight = [state for state in states[0].state.values() if any(v.dtype == torch.uint8 for v in tensors(state))]
     assert len(eight) == 4 * 3
-    with pytest.raises(InterruptedError):
-        run(tmp_path, Stop(5), **settings)
+    with pytest.raises(StopError):
+        run(tmp_path, Stop("training", 5), **settings)
     assert checkpoint.latest(tmp_path) is not None
     found, again = run(tmp_path, **settings)
     assert all(torch.equal(found[name], whole[name]) for name in whole)

@@ -23,44 +23,21 @@ from mote_quant.steps.train.callbacks import Watch
 from tests import pico
 from tests.killing import Bomb
 from tests.mixtures import (
-    INT4_SHARED,
     TERNARY,
     bits_of,
     context_for,
     mixture,
-    quantize_it,
     recipe,
     train_it,
     upcycled,
 )
 from tests.sources import source_for
+from tests.stopping import Stop, StopError
 
 train_module = import_module("mote_quant.steps.train.run")
 teaching_module = import_module("mote_quant.steps.train.teaching")
 
 OFF = {"balance_loss": 0.0, "z_loss": 0.0, "warmup": 0.0}
-
-
-def saved(folder: Path, family: str = "llama", **settings) -> str:
-    pico.PICO[family](**settings).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory) -> str:
-    """Another dense Llama than the students are made of."""
-    return saved(tmp_path_factory.mktemp("teacher"), seed=9)
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory) -> str:
-    """A packed MoTE."""
-    model = pico.PICO["llama"](seed=9)
-    context = upcycled(model, TERNARY | INT4_SHARED)
-    quantize_it(model, context)
-    folder = tmp_path_factory.mktemp("packed")
-    model.save_pretrained(folder)
-    return str(folder)
 
 
 def divergence_by_hand(student: Tensor, teacher: Tensor, temperature: float) -> float:
@@ -115,7 +92,7 @@ def test_a_batch_without_labels_teaches_nothing(teacher):
 
 def first_loss(family: str, folder: Path, **distill) -> float:
     """The first loss of a dense model that is taught by itself."""
-    name = saved(folder, family, seed=0)
+    name = pico.saved(folder, family, seed=0)
     model = pico.PICO[family]()
     context = context_for(recipe(), model)
     train_it(model, context, what=["*"], steps=1, distill={"teacher": name, **distill}, **OFF)
@@ -292,18 +269,6 @@ def test_the_teacher_is_neither_trained_nor_in_training_mode(teacher, monkeypatc
 # --- runs ----------------------------------------------------------------------------------------------------------
 
 
-class StopError(Exception):
-    """What a test throws into a run."""
-
-
-class Stop(Bomb):
-    """Throws instead of killing."""
-
-    def advance(self, done: int, **figures: float) -> None:
-        if self._now == self._title and self._left == 0 and done == self._at:
-            raise StopError
-
-
 def made(teacher: str, **settings) -> dict:
     train = {"what": ["routed", "router"], "data": "pico", "steps": 6, "batch_size": 2, "checkpoint_every": 2}
     distill = {"teacher": teacher, "weight": 0.7, "temperature": 2.0}
@@ -335,10 +300,10 @@ def test_the_report_says_how_far_the_student_stayed(tmp_path, teacher):
 
 
 def test_another_teacher_in_the_same_place_is_refused(tmp_path):
-    folder = saved(tmp_path / "teacher", seed=9)
+    folder = pico.saved(tmp_path / "teacher", seed=9)
     with pytest.raises(StopError):
         go(tmp_path / "out", folder, Stop("training", 3))
-    saved(tmp_path / "teacher", seed=8)
+    pico.saved(tmp_path / "teacher", seed=8)
     with pytest.raises(FingerprintError, match=r"teacher\.\S*/teacher was \w{12}\.\.\., is now"):
         go(tmp_path / "out", folder)
 
@@ -362,7 +327,7 @@ BAD = {
     "missing": (lambda folder: None, ModelError, r"distill\.teacher: .*none could not be loaded"),
     "empty": (lambda folder: folder.mkdir(), ModelError, r"distill\.teacher: .*holds no config\.json"),
     "vocabulary": (
-        lambda folder: saved(folder, vocab_size=90),
+        lambda folder: pico.saved(folder, vocab_size=90),
         ModelError,
         r"distill\.teacher: .*none predicts 90 tokens, .* 96: take a teacher with the same vocabulary",
     ),
@@ -379,7 +344,7 @@ def test_a_bad_teacher_is_refused_before_anything_happens(tmp_path, kind):
 
 
 def test_a_teacher_with_a_damaged_file(tmp_path):
-    name = saved(tmp_path / "teacher")
+    name = pico.saved(tmp_path / "teacher")
     path = tmp_path / "teacher" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ArtifactError, match=r"distill\.teacher: .*copy or download it again"):
@@ -397,7 +362,7 @@ def test_a_teacher_with_another_tokenizer(tmp_path):
     ours = build_processor()
     theirs = copy.deepcopy(ours)
     theirs.add_tokens(["<entirely-new>"])
-    name = saved(tmp_path)
+    name = pico.saved(tmp_path)
     ours.save_pretrained(tmp_path)
     student = pico.PICO["llama"](seed=1)
     assert open_teacher(name, student, ours) is not None

@@ -16,29 +16,12 @@ from mote_quant.errors import DataError, FingerprintError, RecipeError
 from mote_quant.pipeline import Options
 from tests import pico, processors
 from tests.data.rows import jsonl, pairs, texts
-from tests.mixtures import bits_of
+from tests.mixtures import bits_of, same
+from tests.stopping import Stop, StopError
 
 UPCYCLE: dict[str, Any] = {"upcycle": {"noise": 0.3, "router_std": 0.3}}
 TRAIN: dict[str, Any] = {"what": ["routed", "router"], "steps": 9, "batch_size": 2, "checkpoint_every": 4}
 LENGTH = {"max_length": 32}
-
-
-class StopError(Exception):
-    """What kills a run."""
-
-
-class StopAt:
-    """A progress that stops the training after so many steps."""
-
-    def __init__(self, step: int | None) -> None:
-        self._step, self._title = step, ""
-
-    def start(self, title: str, total: int) -> None:
-        self._title = title
-
-    def advance(self, done: int, **figures: float) -> None:
-        if self._title == "training" and done == self._step:
-            raise StopError
 
 
 def recipe(data: Any, **settings: Any) -> dict[str, Any]:
@@ -51,13 +34,9 @@ def train(
 ) -> Any:
     """The trained weights and the notes of the run in `folder`."""
     model = pico.PICO[family]()
-    options = Options(StopAt(stop))
+    options = Options(Stop("training", stop or 0))
     apply(recipe(data, **settings), model, processor=processors.tokenizer(), output=folder, options=options)
     return bits_of(model.state_dict())
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,9 @@ from mote_quant.hf.trainer import MoteTrainer
 from mote_quant.report.tables import tables
 from mote_quant.steps.train.callbacks import Distance
 from tests import pico
-from tests.mixtures import TERNARY, bits_of, train_it, upcycled
+from tests.mixtures import TERNARY, bits_of, same, train_it, upcycled
 from tests.sources import source_for
+from tests.stopping import StopError
 
 guard_module = import_module("mote_quant.steps.train.guard")
 loop_module = import_module("mote_quant.steps.train.loop")
@@ -30,10 +31,6 @@ JUDGE = guard_module.Watchman.on_pre_optimizer_step
 REPORT: dict[str, Any] = {"bytes": {"roles": {}, "stored_bytes": 0}, "coverage": []}
 STEPS = 12
 GUARD: dict[str, Any] = {"factor": 3.0, "window": 3, "retries": 3, "cooling": 0.5}
-
-
-class StopError(Exception):
-    """What a test throws into a run."""
 
 
 def spiky(monkeypatch, spikes: dict[int, float], stop: int | None = None) -> list[int]:
@@ -65,10 +62,6 @@ def trained(folder: Path | None, guard: dict | None = GUARD, progress: Any = Non
     train_it(model, context, **settings, **given)
     context.notes["told"] = told
     return bits_of(model.state_dict()), context.notes
-
-
-def same(a: dict, b: dict) -> bool:
-    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize(

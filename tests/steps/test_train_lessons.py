@@ -6,7 +6,6 @@ import logging
 import os
 import time
 from importlib import import_module
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,31 +19,11 @@ from mote_quant.hf.lesson import likeliest, state_distances, summed_divergence, 
 from mote_quant.hf.lesson_store import LessonStore, row_keys
 from mote_quant.recipe import load
 from tests import pico
-from tests.mixtures import TERNARY, bits_of, train_it, upcycled
+from tests.mixtures import TERNARY, bits_of, same, train_it, upcycled
 from tests.sources import source_for
 
 teaching = import_module("mote_quant.steps.train.teaching")
 store_module = import_module("mote_quant.hf.lesson_store")
-
-
-def saved(folder: Path, family: str = "llama", **settings) -> str:
-    pico.PICO[family](**settings).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory) -> str:
-    return saved(tmp_path_factory.mktemp("dense"), seed=9)
-
-
-@pytest.fixture(scope="module")
-def mixture(tmp_path_factory) -> str:
-    """A full-precision MoE, with its experts as trained."""
-    model = pico.PICO["llama"](seed=9)
-    upcycled(model, TERNARY)
-    folder = tmp_path_factory.mktemp("mixture")
-    model.save_pretrained(folder)
-    return str(folder)
 
 
 def trained(family: str = "llama", samples: int = 24, **distill) -> tuple[dict[str, Tensor], dict]:
@@ -54,10 +33,6 @@ def trained(family: str = "llama", samples: int = 24, **distill) -> tuple[dict[s
     context.open_data = lambda name, length: source
     train_it(model, context, steps=3, batch_size=4, gradient_accumulation=2, warmup=0.0, distill=distill)
     return bits_of(model.state_dict()), context.notes
-
-
-def same(a: dict, b: dict) -> bool:
-    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 def without_teachers(monkeypatch) -> None:
@@ -70,7 +45,7 @@ def without_teachers(monkeypatch) -> None:
     monkeypatch.setattr("mote_quant.hf.teacher.load_model", refuse)
 
 
-@pytest.mark.parametrize("kind", ["dense", "mixture"])
+@pytest.mark.parametrize("kind", ["teacher", "mixed"])
 @pytest.mark.parametrize("hidden", [0.0, 0.3])
 def test_a_cache_teaches_what_its_teacher_does(kind, hidden, request, tmp_path, monkeypatch):
     settings = {"teacher": request.getfixturevalue(kind), "weight": 0.7, "temperature": 2.0, "hidden": hidden}
@@ -86,7 +61,7 @@ def test_a_cache_teaches_what_its_teacher_does(kind, hidden, request, tmp_path, 
 
 @pytest.mark.parametrize("family", ["gpt2", "llava", "qwen2_5_vl"])
 def test_other_families_rows_in_other_batches_and_more_than_one_epoch(family, tmp_path, monkeypatch):
-    settings = {"teacher": saved(tmp_path / "teacher", family, seed=9), "weight": 1.0, "hidden": 0.2}
+    settings = {"teacher": pico.saved(tmp_path / "teacher", family, seed=9), "weight": 1.0, "hidden": 0.2}
     live, notes = trained(family, samples=6, **settings)
     trained(family, samples=6, **settings, cache=str(tmp_path / "cache"))
     without_teachers(monkeypatch)
@@ -116,20 +91,20 @@ def test_the_likeliest_words_and_the_others_as_one(temperature):
     assert float(found) < float(whole)
 
 
-def test_top_k_of_all_words_is_the_whole_distribution(dense, tmp_path):
-    live, _ = trained(teacher=dense, weight=1.0)
-    kept, _ = trained(teacher=dense, weight=1.0, cache=str(tmp_path), top_k=10_000)
+def test_top_k_of_all_words_is_the_whole_distribution(teacher, tmp_path):
+    live, _ = trained(teacher=teacher, weight=1.0)
+    kept, _ = trained(teacher=teacher, weight=1.0, cache=str(tmp_path), top_k=10_000)
     for name, tensor in live.items():
         torch.testing.assert_close(kept[name], tensor, rtol=1e-3, atol=1e-5)
-    few, _ = trained(teacher=dense, weight=1.0, cache=str(tmp_path), top_k=2)
+    few, _ = trained(teacher=teacher, weight=1.0, cache=str(tmp_path), top_k=2)
     assert not same(few, kept)
     assert len([*tmp_path.glob("*/identity.json")]) == 2
 
 
 @pytest.mark.parametrize("top_k", [None, 5])
-def test_the_bytes_are_predicted(dense, tmp_path, caplog, top_k):
+def test_the_bytes_are_predicted(teacher, tmp_path, caplog, top_k):
     with caplog.at_level(logging.INFO):
-        trained(teacher=dense, cache=str(tmp_path), hidden=1.0, **({"top_k": top_k} if top_k else {}))
+        trained(teacher=teacher, cache=str(tmp_path), hidden=1.0, **({"top_k": top_k} if top_k else {}))
     [said] = [record for record in caplog.records if "the teacher is asked about" in record.message]
     rows, tokens, each = said.args[:3]
     shards = [*tmp_path.glob("*/lessons-*.safetensors")]
@@ -138,7 +113,7 @@ def test_the_bytes_are_predicted(dense, tmp_path, caplog, top_k):
     assert 0 <= written - each * tokens < 40_000, "headers only"
 
 
-def test_hidden_states_pull_the_student_to_its_teacher(dense):
+def test_hidden_states_pull_the_student_to_its_teacher(teacher):
     def gap(weights: dict[str, Tensor]) -> float:
         model = pico.PICO["llama"]()
         upcycled(model, TERNARY)
@@ -158,7 +133,7 @@ def test_hidden_states_pull_the_student_to_its_teacher(dense):
             steps=30,
             batch_size=8,
             learning_rate=1e-2,
-            distill={"teacher": dense, "weight": 0.0, "hidden": hidden},
+            distill={"teacher": teacher, "weight": 0.0, "hidden": hidden},
         )
         return gap(model.state_dict())
 
@@ -175,7 +150,7 @@ def test_the_distance_of_states_weighs_layers_and_positions_alike():
 
 @pytest.mark.parametrize("shape", [{"layers": 3}, {"hidden": 64}])
 def test_a_teacher_of_another_shape_shows_no_states(shape, tmp_path):
-    teacher = saved(tmp_path / "other", **shape)
+    teacher = pico.saved(tmp_path / "other", **shape)
     with pytest.raises(ModelError, match=r"distill\.hidden: .* has (3|2) decoder layers of width (32|64)"):
         trained(teacher=teacher, hidden=0.1)
     trained(teacher=teacher)
@@ -193,7 +168,7 @@ def test_hidden_and_compile_do_not_go_together():
         load({"name": "c", "pipeline": [{"train": train}]})
 
 
-def test_one_that_was_killed_goes_on(dense, tmp_path, monkeypatch):
+def test_one_that_was_killed_goes_on(teacher, tmp_path, monkeypatch):
     asked: list[int] = []
     plain = LiveTeacher.teach
 
@@ -206,13 +181,13 @@ def test_one_that_was_killed_goes_on(dense, tmp_path, monkeypatch):
     monkeypatch.setattr(store_module, "_SHARD_BYTES", 1)
     monkeypatch.setattr(LiveTeacher, "teach", teach)
     with pytest.raises(KeyboardInterrupt):
-        trained(teacher=dense, cache=str(tmp_path))
+        trained(teacher=teacher, cache=str(tmp_path))
     folder = next(tmp_path.glob("*/identity.json")).parent
     part, live = folder / ".lessons-x.safetensors.part", folder / ".lessons-y.safetensors.1.part"
     for path in (part, live):
         path.write_text("half")
     os.utime(part, (time.time() - 2 * 24 * 3600,) * 2)
-    trained(teacher=dense, cache=str(tmp_path))
+    trained(teacher=teacher, cache=str(tmp_path))
     assert asked == [4] * 7, "three batches before, three after, and the one in which it died"
     assert (part.exists(), live.exists()) == (False, True), "what another run may be writing is left alone"
 
@@ -235,45 +210,45 @@ def test_two_runs_may_write_the_same_lessons(tmp_path, monkeypatch):
     assert not [*tmp_path.glob("*/*.part")]
 
 
-def test_a_damaged_shard_is_made_again_and_an_altered_one_is_refused(dense, tmp_path, caplog, monkeypatch):
-    whole, _ = trained(teacher=dense, cache=str(tmp_path))
+def test_a_damaged_shard_is_made_again_and_an_altered_one_is_refused(teacher, tmp_path, caplog, monkeypatch):
+    whole, _ = trained(teacher=teacher, cache=str(tmp_path))
     [shard] = tmp_path.glob("*/lessons-*.safetensors")
     content = shard.read_bytes()
     shard.write_bytes(content[: len(content) // 2])
-    assert same(trained(teacher=dense, cache=str(tmp_path))[0], whole)
+    assert same(trained(teacher=teacher, cache=str(tmp_path))[0], whole)
     assert "cannot be read" in caplog.text
     assert shard.read_bytes() == content
     shard.write_bytes(content[:-4] + bytes(4))
     without_teachers(monkeypatch)
     with pytest.raises(ArtifactError, match="was altered after it was written; delete it"):
-        trained(teacher=dense, cache=str(tmp_path))
+        trained(teacher=teacher, cache=str(tmp_path))
     (shard.parent / "identity.json").write_text("{}")
     with pytest.raises(ArtifactError, match="is not what this cache was made with; delete"):
-        trained(teacher=dense, cache=str(tmp_path))
+        trained(teacher=teacher, cache=str(tmp_path))
 
 
-def test_another_teacher_has_another_place(dense, mixture, tmp_path):
-    alone, _ = trained(teacher=mixture)
-    trained(teacher=dense, cache=str(tmp_path))
-    assert same(trained(teacher=mixture, cache=str(tmp_path))[0], alone)
+def test_another_teacher_has_another_place(teacher, mixed, tmp_path):
+    alone, _ = trained(teacher=mixed)
+    trained(teacher=teacher, cache=str(tmp_path))
+    assert same(trained(teacher=mixed, cache=str(tmp_path))[0], alone)
     assert len([*tmp_path.glob("*/identity.json")]) == 2
 
 
-def test_a_full_disk(dense, tmp_path, monkeypatch):
+def test_a_full_disk(teacher, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "save_file", full)
         with pytest.raises(SaveError, match="No space left on device; what is there is kept"):
-            trained(teacher=dense, cache=str(tmp_path / "a"))
+            trained(teacher=teacher, cache=str(tmp_path / "a"))
     with monkeypatch.context() as patch:
         patch.setattr(store_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
         with pytest.raises(SaveError, match=r"bytes of lessons, and 1 are free: set distill\.top_k"):
-            trained(teacher=dense, cache=str(tmp_path / "b"))
+            trained(teacher=teacher, cache=str(tmp_path / "b"))
     (tmp_path / "file").write_text("")
     with pytest.raises(SaveError, match=r"teachers\.json could not be written|cannot be used as a cache"):
-        trained(teacher=dense, cache=str(tmp_path / "file"))
+        trained(teacher=teacher, cache=str(tmp_path / "file"))
 
 
 def test_a_row_s_key_is_its_own(tmp_path):
@@ -290,9 +265,9 @@ def test_a_row_s_key_is_its_own(tmp_path):
         LessonStore(tmp_path, {"a": 1}).read(keys[0])
 
 
-def test_a_run_whose_cache_is_whole_never_loads_its_teacher(dense, tmp_path, monkeypatch):
+def test_a_run_whose_cache_is_whole_never_loads_its_teacher(teacher, tmp_path, monkeypatch):
     train = {"what": ["routed", "router"], "data": "pico", "steps": 2, "batch_size": 4}
-    train |= {"distill": {"teacher": dense, "cache": str(tmp_path / "cache")}}
+    train |= {"distill": {"teacher": teacher, "cache": str(tmp_path / "cache")}}
     made = {"name": "r", "bits": TERNARY, "pipeline": [{"upcycle": {}}, {"train": train}]}
 
     def go() -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from mote_quant.steps.train.optimizer import build_optimizer
 from tests import pico
 from tests.mixtures import TERNARY, bits_of, logits, quantize_it, recipe, train_it, upcycled
 from tests.sources import source_for
+from tests.stopping import Stop, StopError
 
 train_module = import_module("mote_quant.steps.train.run")
 HALF = {"latents": "bfloat16", "warmup": 0.0}
@@ -257,17 +258,6 @@ def test_latents_of_nothing_are_said_to_hold_nothing(caplog):
     assert "latents: bfloat16 holds nothing" in caplog.text
 
 
-class Stop(Silent):
-    """Interrupts the training after a step."""
-
-    def __init__(self, at: int) -> None:
-        self._at = at
-
-    def advance(self, done: int, **figures: float) -> None:
-        if done == self._at:
-            raise InterruptedError
-
-
 def run(folder, progress=None, **settings) -> tuple[dict[str, Tensor], list]:
     """A training from the start, or from a checkpoint in `folder`: the weights, and the losses on the way."""
     model = pico.PICO["gpt2"](resid_pdrop=0.2)
@@ -282,11 +272,11 @@ def uninterrupted(settings: str) -> tuple[dict[str, Tensor], list]:
     return run(None, **json.loads(settings))
 
 
-def check_resumes(tmp_path, stopped_by=InterruptedError, progress=None, between=lambda: None, **settings) -> None:
+def check_resumes(tmp_path, stopped_by=StopError, progress=None, between=lambda: None, **settings) -> None:
     """A training interrupted after step 5 ends in the bits of one that was not."""
     whole, curve = uninterrupted(json.dumps(settings))
     with pytest.raises(stopped_by):
-        run(tmp_path, progress or Stop(5), **settings)
+        run(tmp_path, progress or Stop("training", 5), **settings)
     between()
     assert checkpoint.latest(tmp_path) is not None
     found, again = run(tmp_path, **settings)

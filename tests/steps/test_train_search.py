@@ -7,12 +7,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-import torch
 
 from mote_quant.errors import ArtifactError, SaveError, TrainingError
 from mote_quant.steps.train.session import Session
 from tests import pico
-from tests.mixtures import bits_of, train_it, upcycled
+from tests.mixtures import bits_of, same, train_it, upcycled
 
 search_module = import_module("mote_quant.steps.train.search")
 
@@ -27,10 +26,6 @@ def trained(folder: Path | None, search: dict | None = None, family: str = "llam
     settings = {"steps": 4, "batch_size": 4} | settings
     train_it(model, context, **settings, **({"search": search} if search else {}))
     return bits_of(model.state_dict()), context.notes
-
-
-def same(a: dict, b: dict) -> bool:
-    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("settings", [{}, {"fake_quantize": False}, {"ternary_ramp": 0.5, "gradient_accumulation": 2}])

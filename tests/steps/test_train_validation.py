@@ -17,18 +17,15 @@ from mote_quant.moe import blocks
 from mote_quant.report.training import figures
 from mote_quant.steps.train.validator import Validator
 from tests import pico
-from tests.mixtures import TERNARY, bits_of, recipe, train_it, upcycled
+from tests.mixtures import TERNARY, bits_of, recipe, same, train_it, upcycled
 from tests.sources import source_for
+from tests.stopping import StopError
 
 validation_module = import_module("mote_quant.steps.train.validation")
 
 PLAIN = validation_module.Validate.on_step_end
 STEPS = 8
 SCRIPT = [5.0, 4.0, 3.0, 3.5, 3.2, 2.0, 2.5, 2.4]
-
-
-class StopError(Exception):
-    """What a test throws into a run."""
 
 
 def trained(folder: Path | None, validation: dict | None, stop: int | None = None, **settings) -> tuple[dict, dict]:
@@ -56,10 +53,6 @@ def scripted(monkeypatch, losses: list[float]) -> None:
         PLAIN(self, args, state, control, **kwargs)
 
     monkeypatch.setattr(validation_module.Validate, "on_step_end", on_step_end)
-
-
-def same(a: dict, b: dict) -> bool:
-    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_looking_changes_nothing():

@@ -22,6 +22,7 @@ from mote_quant.steps.quantize.methods.codebook import codebook
 from tests.foreign import MIXTURE, Grown, grow, packed_layers, packed_model, start_fresh, write_as
 from tests.mixtures import TERNARY, bits_of, logits, recipe, reloaded, upcycled
 from tests.sources import source_for
+from tests.stopping import StopError
 
 INT4 = IntegerBits(format="int4", group_size=32)
 FAMILIES = ["llama", "qwen2", "gpt2", "opt", "llava"]
@@ -152,10 +153,6 @@ def test_half_way_it_saves_its_latents_and_goes_on(tmp_path):
     again = reloaded(model, tmp_path, latent=True)
     assert torch.equal(logits(again), logits(model))
     assert next(iter(blocks(again).values())).experts[0].up_proj.weight.requires_grad
-
-
-class StopError(Exception):
-    """What a test throws into a run."""
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):

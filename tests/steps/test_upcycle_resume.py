@@ -9,24 +9,7 @@ from mote_quant.hf.integrity import sha256
 from mote_quant.steps import Silent
 from tests import pico
 from tests.sources import source_for
-
-
-class StopError(Exception):
-    """What a test throws into a run."""
-
-
-class Stop(Silent):
-    """Throws in the last training step or while quantizing."""
-
-    def __init__(self, title: str, at: int) -> None:
-        self._title, self._at, self._now = title, at, ""
-
-    def start(self, title: str, total: int) -> None:
-        self._now = title
-
-    def advance(self, done: int, **figures: float) -> None:
-        if (self._now, done) == (self._title, self._at):
-            raise StopError
+from tests.stopping import Stop, StopError
 
 
 @pytest.mark.parametrize(("title", "at", "kept"), [("training", 3, "checkpoint-2"), ("quantizing", 1, "state")])

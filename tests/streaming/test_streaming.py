@@ -21,6 +21,7 @@ from mote_quant.streaming import streamable
 from tests import pico
 from tests.mixtures import CALIBRATION, INT4_SHARED, TERNARY, logits
 from tests.sources import source_for
+from tests.stopping import Stop, StopError
 
 UPCYCLE = {"upcycle": {"noise": 0.1, "combine": "zero_init", "router_std": 0.3}}
 GPTQ = {"format": "int4", "group_size": 16, "method": "gptq"}
@@ -171,29 +172,15 @@ def test_a_folder_that_is_no_model_is_one_clear_error(tmp_path):
         pipeline.apply(RTN, tmp_path / "absent", output=tmp_path / "out")
 
 
-class StopError(Exception):
-    pass
-
-
-class StopAt:
-    """A progress that raises once so many stages are done."""
-
-    def __init__(self, stage: int) -> None:
-        self._stage = stage
-
-    def start(self, title: str, total: int) -> None:
-        self._title = title
-
-    def advance(self, done: int, **figures: float) -> None:
-        if self._title == "streaming" and done == self._stage:
-            raise StopError
+def stop_after(stage: int) -> pipeline.Options:
+    return pipeline.Options(Stop("streaming", stage))
 
 
 def test_a_damaged_stage_is_named_and_redone_once_deleted(tmp_path, caplog):
     model = pico.PICO["llama"](layers=3)
     model.save_pretrained(tmp_path / "dense")
     with pytest.raises(StopError):
-        pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "out", options=pipeline.Options(StopAt(3)))
+        pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "out", options=stop_after(3))
     stages = tmp_path / "out" / "run" / "stages"
     assert sorted(path.name for path in stages.glob("*.json")) == ["0000.json", "0001.json", "0002.json"]
     damaged = stages / "0001.safetensors"
@@ -212,9 +199,7 @@ def resumed(recipe, folder, stages, **options):
     """Stopped after each of `stages` stages, then finished."""
     for stage in stages:
         with pytest.raises(StopError):
-            pipeline.apply(
-                recipe, folder / "dense", output=folder / "out", options=pipeline.Options(StopAt(stage)), **options
-            )
+            pipeline.apply(recipe, folder / "dense", output=folder / "out", options=stop_after(stage), **options)
     return pipeline.apply(recipe, folder / "dense", output=folder / "out", **options)
 
 
@@ -274,7 +259,7 @@ def test_a_config_that_says_no_type_is_planned_as_the_files_are(tmp_path):
 def test_another_config_is_another_run(tmp_path):
     pico.PICO["llama"]().save_pretrained(tmp_path / "dense")
     with pytest.raises(StopError):
-        pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "out", options=pipeline.Options(StopAt(2)))
+        pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "out", options=stop_after(2))
     path = tmp_path / "dense" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.1}))
     with pytest.raises(FingerprintError, match="config was"):
@@ -289,7 +274,7 @@ def test_a_folder_of_other_weights_or_of_a_run_at_work_is_left_alone(tmp_path):
         pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model-part.safetensors"]
     with pytest.raises(StopError):
-        pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "two", options=pipeline.Options(StopAt(2)))
+        pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "two", options=stop_after(2))
     with Run(tmp_path / "two").alone(), pytest.raises(FingerprintError, match="another run is at work"):
         pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "two")
     pipeline.apply(RTN, tmp_path / "dense", output=tmp_path / "two")

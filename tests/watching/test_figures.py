@@ -23,6 +23,7 @@ from tests import pico
 from tests.killing import Bomb
 from tests.mixtures import TERNARY, bits_of, mixture
 from tests.sources import source_for
+from tests.stopping import Stop, StopError
 
 STEPS = 6
 
@@ -88,18 +89,6 @@ def test_a_dead_expert_is_warned_of_once(tmp_path, caplog):
 
 
 # --- our train step ------------------------------------------------------------------------------------------------
-
-
-class StopError(Exception):
-    """What a test throws into a run."""
-
-
-class Stop(Bomb):
-    """Throws instead of killing."""
-
-    def advance(self, done: int, **figures: float) -> None:
-        if self._now == self._title and self._left == 0 and done == self._at:
-            raise StopError
 
 
 def go(folder, progress: Bomb | None = None, **options):
