@@ -127,3 +127,8 @@ class SaveError(RunError):
 
 class ArtifactError(RequestError):
     """A file of a saved model or run is missing, truncated or altered; the message names it."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error that is not ours says, in one line."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

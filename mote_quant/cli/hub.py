@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from mote_quant.errors import ModelError, RequestError
+from mote_quant.errors import ModelError, RequestError, first_line
 
 ADVICE = (
     "Check the name and the connection (HF_HUB_OFFLINE turns it off; gated models want `hf auth login`), or give the "
@@ -37,7 +37,7 @@ def fetch(name: str, quiet: bool) -> Path:
         with _hub_bars(quiet):
             folder = downloaded(name)
     except (OSError, ValueError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        first = first_line(error)
         raise ModelError(f"{name} could not be had from the Hugging Face Hub: {first.rstrip('.')}. {ADVICE}") from error
     if not list(folder.glob("*.safetensors")):
         raise ModelError(f"{name}: no weights (*.safetensors) could be had from the Hugging Face Hub. {ADVICE}")

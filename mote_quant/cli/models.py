@@ -8,7 +8,7 @@ from typing import Any
 from mote_quant.cli.hub import ADVICE, check_asked_for, fetch
 from mote_quant.data import check_there
 from mote_quant.data.embedded import EMBEDDED, embedded
-from mote_quant.errors import ModelError, RequestError
+from mote_quant.errors import ModelError, RequestError, first_line
 from mote_quant.memory import facts
 from mote_quant.recipe import Recipe
 from mote_quant.recipe.near import did_you_mean
@@ -91,7 +91,7 @@ def _config(name: str) -> Any:
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        first = first_line(error).rstrip(".")
         if Path(name).is_file():
             raise ModelError(f"{name} cannot be read as the config.json of a model: {first}") from error
         raise ModelError(f"{name}: no config could be had from the Hugging Face Hub: {first}. {ADVICE}") from error

@@ -11,7 +11,7 @@ from mote_quant.data.local import LOADERS, read_documents, read_rows
 from mote_quant.data.rows import from_documents, from_rows
 from mote_quant.data.source import Source
 from mote_quant.data.text import tokenizer_of
-from mote_quant.errors import DataError
+from mote_quant.errors import DataError, first_line
 
 _SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"
 _TEXT = ".txt"
@@ -56,7 +56,7 @@ def saved(folder: Path) -> Any:
     try:
         found = load_from_disk(str(folder))
     except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = first_line(error)
         raise DataError(f"{folder} cannot be read: {reason}") from error
     if isinstance(found, Dataset):
         return found

@@ -9,7 +9,7 @@ from typing import Any
 from mote_quant.data.rows import from_rows
 from mote_quant.data.source import Source
 from mote_quant.data.text import tokenizer_of
-from mote_quant.errors import DataError
+from mote_quant.errors import DataError, first_line
 
 _ID = re.compile(r"(?P<path>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?(@(?P<split>[^@]+))?")
 _OFFLINE = "give a local .txt, .jsonl or .parquet file, or a folder of them"
@@ -63,7 +63,7 @@ def _loaded(name: str, wanted: DatasetId) -> Any:
 
 def unloadable(name: str, error: Exception) -> str:
     """What became of `name`."""
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = first_line(error)
     return (
         f"{name!r} is no embedded source (digits-vqa, stdlib-text) and no local file, and `datasets` could not "
         f"load it: {reason.rstrip('.')}."

@@ -9,7 +9,7 @@ from typing import Any
 from mote_quant.data import text
 from mote_quant.data.rows import from_documents, from_rows
 from mote_quant.data.source import Source
-from mote_quant.errors import DataError
+from mote_quant.errors import DataError, first_line
 
 DOCUMENT_END = "<|endoftext|>"
 """The mark that separates documents in plain text, as TinyStories and others have it."""
@@ -51,5 +51,5 @@ def read_rows(files: Path | Sequence[Path]) -> Any:
     try:
         return reader([str(path) for path in paths])
     except (DatasetGenerationError, ValueError, OSError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise DataError(f"{', '.join(map(str, paths))} cannot be read: {reason}") from error

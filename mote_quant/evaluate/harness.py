@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from mote_quant.data.text import tokenizer_of
-from mote_quant.errors import DataError, MissingExtraError, MoteError, RequestError
+from mote_quant.errors import DataError, MissingExtraError, MoteError, RequestError, first_line
 from mote_quant.evaluate.mode import measured
 from mote_quant.hf.random_state import isolated
 from mote_quant.recipe.near import did_you_mean
@@ -149,7 +149,7 @@ def _data_of(manager: Any, name: str) -> Any:
     except MoteError as error:
         raise DataError(f"task {name}: {error.message}") from error
     except Exception as error:  # whatever `datasets` or a task's own code raises
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = first_line(error)
         raise DataError(
             f"task {name} cannot be opened: {reason}; its data must be on this machine (in the cache of `datasets`), "
             "or the machine online"

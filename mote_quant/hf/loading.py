@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mote_quant.errors import ArtifactError, BadWeightsError, ModelError, MoteError
+from mote_quant.errors import ArtifactError, BadWeightsError, ModelError, MoteError, first_line
 from mote_quant.hf.skeleton import language_config, model_class, read_config, skeleton_of
 
 _log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def as_our_error(name: str | Path, local: bool) -> Iterator[None]:
     except MoteError:
         raise
     except Exception as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        first = first_line(error)
         hint = "copy or download it again" if local else "give the path of a model folder, or a hub id while online"
         kind = ArtifactError if local else ModelError
         raise kind(f"{name} could not be loaded: {first}; {hint}") from error
@@ -106,7 +106,7 @@ def load_processor(name: str) -> Any | None:
         try:
             return auto.from_pretrained(name)
         except Exception as error:  # what tokenizers raise is not even an Exception of a kind
-            problem = next(iter(str(error).splitlines()), type(error).__name__)
+            problem = first_line(error)
     _log.warning("no tokenizer or processor of %s could be read (%s): going on without one", name, problem)
     return None
 

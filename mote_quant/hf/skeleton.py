@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from mote_quant.errors import ArtifactError, ModelError
+from mote_quant.errors import ArtifactError, ModelError, first_line
 from mote_quant.hf import stored
 from mote_quant.hf.stored import METHOD, WHERE, StoredConfig
 from mote_quant.hf.structure import Structure, rebuild, structure_of
@@ -132,6 +132,4 @@ def read_config(folder: Path) -> Any:
             raise ArtifactError(f"{WHERE} cannot be read: expected a mapping; copy or build the model again")
         return _typed(AutoConfig.from_pretrained(str(folder)), folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"{path} cannot be read: {next(iter(str(error).splitlines()), type(error).__name__)}"
-        ) from error
+        raise ModelError(f"{path} cannot be read: {first_line(error)}") from error

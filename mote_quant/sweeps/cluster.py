@@ -6,7 +6,7 @@ import socket
 from concurrent.futures import Future
 from typing import Any
 
-from mote_quant.errors import CellDiedError, MissingExtraError, MoteError, RequestError
+from mote_quant.errors import CellDiedError, MissingExtraError, MoteError, RequestError, first_line
 from mote_quant.sweeps.cells import Job, Result
 from mote_quant.sweeps.jobs import run_job
 
@@ -30,7 +30,7 @@ class RayWorkers:
             # Two processes must never share a run folder: a task that was lost is the sweep's to begin again.
             ray.init(address=address, log_to_driver=False, ignore_reinit_error=True, include_dashboard=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise RequestError(f"no Ray cluster can be reached at {address}: {_first_line(error)}") from error
+            raise RequestError(f"no Ray cluster can be reached at {address}: {first_line(error)}") from error
         self.slots = slots
         self._ray: Any = ray
         self._task: Any = ray.remote(max_calls=0, max_retries=0, num_gpus=gpus)(run_job)
@@ -58,7 +58,7 @@ class RayWorkers:
             cause: BaseException = error.cause
             return cause if isinstance(cause, MoteError) else RuntimeError(f"{type(cause).__name__}: {cause}")
         if isinstance(error, self._ray.exceptions.RayError):
-            return CellDiedError(f"its Ray worker is gone ({_first_line(error)}); run the same command again")
+            return CellDiedError(f"its Ray worker is gone ({first_line(error)}); run the same command again")
         return error
 
 
@@ -71,7 +71,3 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
     except (OSError, ValueError) as error:
         raise RequestError(f"no Ray cluster can be reached at {address}: {error}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mote_quant.data.streams.feeds import Rows
-from mote_quant.errors import DataError, MoteError, RunError
+from mote_quant.errors import DataError, MoteError, RunError, first_line
 
 
 class Walk:
@@ -36,7 +36,7 @@ class Walk:
             raise DataError(f"{self._rows.name} is not UTF-8 text after row {self.row}; convert it first") from error
         # The reader is foreign code, over files or a network.
         except Exception as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            reason = first_line(error)
             raise RunError(
                 f"{self._rows.name} cannot be read on after row {self.row}: {reason}. The last checkpoint is kept: the "
                 "same command goes on from there"

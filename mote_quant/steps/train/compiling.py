@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from mote_quant.errors import MissingExtraError, RequestError
+from mote_quant.errors import MissingExtraError, RequestError, first_line
 from mote_quant.moe import blocks
 
 BACKEND = "inductor"
@@ -51,7 +51,7 @@ def compiled(model: nn.Module) -> Iterator[None]:
     try:
         yield
     except TorchDynamoException as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
+        first = first_line(error)
         raise RequestError(f"torch.compile failed on this model: {first}; leave train.compile out") from error
     finally:
         for block in mixtures:
