@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mote_quant.data.chat import Piece, encode
 from mote_quant.data.processors import question
 from mote_quant.data.source import IGNORED
+from mote_quant.data.text import end_of
 from mote_quant.errors import DataError
 
 
@@ -85,7 +86,7 @@ def _processed(processor: Any, turns: Sequence[Turn]) -> Mapping[str, Tensor]:
 
 def _answers(tokenizer: Any, turns: Sequence[Turn]) -> list[tuple[Tensor, Tensor]]:
     """Ids and labels of what follows each prompt."""
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    end = end_of(tokenizer)
     # A template ends its turns itself.
     plain = [encode([Piece(turn.answer, True)], tokenizer)[0] + end for turn in turns]
     spoken = [encode(turn.rest, tokenizer) if turn.rest else (ids, ids) for turn, ids in zip(turns, plain, strict=True)]

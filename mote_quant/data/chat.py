@@ -109,6 +109,16 @@ def pieces_of(render: Render, messages: Sequence[Message], where: str) -> list[P
     return pieces
 
 
+def renders(speaker: Any) -> Render:
+    """What the template of a tokenizer or a processor makes of turns."""
+
+    def render(turns: Sequence[Message], ask: bool) -> str:
+        text: str = speaker.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask)
+        return text
+
+    return render
+
+
 def _rendered(render: Render, messages: Sequence[Message], ask: bool, where: str) -> str:
     if not messages:
         return ""
@@ -124,12 +134,7 @@ def chat_sample(messages: Sequence[Message], tokenizer: Any, where: str) -> Samp
     messages = [words_only(message, where) for message in messages]
     if _MARKS.search(tokenizer.get_chat_template()):
         return _marked(messages, tokenizer, where)
-
-    def render(turns: Sequence[Message], ask: bool) -> str:
-        text: str = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask)
-        return text
-
-    pieces = pieces_of(render, messages, where)
+    pieces = pieces_of(renders(tokenizer), messages, where)
     ids, labels = encode(pieces, tokenizer)
     return {"input_ids": ids, "labels": labels, "bytes": learned_bytes(pieces)}
 

@@ -40,12 +40,7 @@ def conversation(row: Mapping[str, Any], column: str, where: str, images: int, p
         messages = _shown_first(messages, images, where)
     elif places != images:
         raise DataError(f"{where}: there is room for {places} image(s) in its turns, it has {images}")
-
-    def render(turns: Sequence[Message], ask: bool) -> str:
-        text: str = processor.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask)
-        return text
-
-    return chat.pieces_of(render, messages, where)
+    return chat.pieces_of(chat.renders(processor), messages, where)
 
 
 def _parts(row: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -74,6 +74,11 @@ def _digest(files: Sequence[Path]) -> str:
     """A sha256 over the content of all files, in order."""
     digest = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(hash_of(path)))
     return digest.hexdigest()
+
+
+def hash_of(path: Path) -> str:
+    """sha256 of what a file holds."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

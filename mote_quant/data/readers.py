@@ -138,6 +138,11 @@ class Blocks:
         self._cutter.rest = ([], []) if state is None else (state[0], state[1])
 
 
+def no_block(length: int) -> str:
+    """What is to be said of documents that do not fill a single block."""
+    return f"has fewer than {length} tokens, not one block; give more text or a smaller max_length"
+
+
 def reader_of(name: str, columns: Collection[str], tokenizer: Any, max_length: int | None, apart: bool) -> Reader:
     """The reader of rows of text with these columns. DataError for columns that nothing can be made of."""
     length = text.block_length(tokenizer, max_length)

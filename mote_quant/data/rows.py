@@ -9,7 +9,7 @@ from typing import Any
 from mote_quant.data import text
 from mote_quant.data.processors import image_processor_of
 from mote_quant.data.questions import Questions, shows_images
-from mote_quant.data.readers import Blocks, Documents, Reader, Row, TooLongError, reader_of
+from mote_quant.data.readers import Blocks, Documents, Reader, Row, TooLongError, no_block, reader_of
 from mote_quant.data.source import Sample, Source, fingerprint_of, split
 from mote_quant.data.stored import StoredTable
 from mote_quant.errors import DataError
@@ -78,5 +78,5 @@ def _more(name: str, rest: Iterable[tuple[int, Row]], reader: Reader) -> str:
 def too_little(reader: Reader) -> str:
     """Why rows gave no sample."""
     if isinstance(reader, Blocks):
-        return f"has fewer than {reader.length} tokens, not one block; give more text or a smaller max_length"
+        return no_block(reader.length)
     return "has nothing to learn in it: every text is a single token"

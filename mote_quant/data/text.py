@@ -32,6 +32,11 @@ def block_length(tokenizer: Any, max_length: int | None) -> int:
     return max_length or min(limit, DEFAULT_LENGTH)
 
 
+def end_of(tokenizer: Any) -> list[int]:
+    """The end token, where there is one."""
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+
 def blocks(documents: Iterable[str], tokenizer: Any, length: int) -> list[Sample]:
     """Samples {"input_ids": int64 [length], "bytes": UTF-8 bytes of the tokens that are predicted}. A rest is dropped.
 
@@ -78,7 +83,7 @@ def _tokens(document: str, tokenizer: Any) -> tuple[list[int], list[int]]:
     encoded = tokenizer(document, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
     ids = list(encoded["input_ids"])
     sizes = _byte_sizes(document, encoded["offset_mapping"]) if fast else _shares(document, len(ids))
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    end = end_of(tokenizer)
     return ids + end, sizes + [0] * len(end)
 
 
@@ -109,7 +114,7 @@ def answer_sample(prompt: str, completion: str, tokenizer: Any) -> Sample:
     if first and first[-1] == tokenizer.eos_token_id:
         first = first[:-1]
     second = tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"]
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    end = end_of(tokenizer)
     labels = [IGNORED] * len(first) + second + end
     return {"input_ids": first + second + end, "labels": labels, "bytes": len(completion.encode())}
 

@@ -26,17 +26,17 @@ class PackedRows:
     def __call__(self, rows: Sequence[Sequence[Sample]]) -> dict[str, Tensor]:
         """`input_ids`, `position_ids`, `labels` [rows, tokens], padded on the right, and a mask in that form."""
         batches = [[self.collate([sample]) for sample in row] for row in rows]
-        ids = [torch.cat([_real(batch, "input_ids") for batch in row]) for row in batches]
+        ids = [[_real(batch, "input_ids") for batch in row] for row in batches]
         labels = [torch.cat([_labels(batch) for batch in row]) for row in batches]
-        numbers = [torch.cat([torch.full_like(_real(b, "input_ids"), n) for n, b in enumerate(row)]) for row in batches]
-        positions = [torch.cat([torch.arange(len(_real(b, "input_ids"))) for b in row]) for row in batches]
+        positions = [torch.cat([torch.arange(len(sample)) for sample in row]) for row in ids]
         joined = {
-            "input_ids": pad_sequence(ids, batch_first=True),
+            "input_ids": pad_sequence([torch.cat(row) for row in ids], batch_first=True),
             "position_ids": _padded_positions(positions),
             "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
         }
         if self.form == "positions":
             return joined
+        numbers = [torch.cat([torch.full_like(sample, n) for n, sample in enumerate(row)]) for row in ids]
         return joined | {"attention_mask": _apart(pad_sequence(numbers, batch_first=True, padding_value=-1))}
 
 

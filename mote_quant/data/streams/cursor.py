@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mote_quant.data.order import shuffled
+from mote_quant.data.readers import no_block
 from mote_quant.data.source import Sample, too_few
 from mote_quant.data.streams.stream import Stream
 from mote_quant.data.streams.walk import Walk
@@ -87,7 +88,7 @@ class StreamCursor:
         if self._stream.reading.validation_rows:
             return self._stream.reading.all_held_out
         if self._stream.block:
-            return f"has fewer than {self._stream.block} tokens, not one block; give more text or a smaller max_length"
+            return no_block(self._stream.block)
         return "has no rows to train on"
 
     def _made_of(self, number: int, row: Mapping[str, Any]) -> list[Sample]:

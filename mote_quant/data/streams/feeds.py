@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -11,7 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from mote_quant.data.folders import is_saved, of_one_kind, saved, saved_files
+from mote_quant.data.folders import hash_of, is_saved, of_one_kind, saved, saved_files
 from mote_quant.data.hub import advice, identifier, unloadable
 from mote_quant.data.local import LOADERS
 from mote_quant.data.stored import unfolded
@@ -105,12 +104,7 @@ def _revision(path: str) -> str | None:
 
 def _identity(files: Sequence[Path]) -> list[Any]:
     """Names, sizes and hashes."""
-    return [[file.name, file.stat().st_size, _hash(file)] for file in files]
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return [[file.name, file.stat().st_size, hash_of(file)] for file in files]
 
 
 def _as_it_is(row: Mapping[str, Any]) -> Mapping[str, Any]:
