@@ -13,10 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mote_quant.ranks import ranks
+
 
 def several() -> bool:
     """Whether gradients are being made by more than one process."""
-    return torch.is_grad_enabled() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return torch.is_grad_enabled() and ranks().several
 
 
 def load_of_all(load: Tensor, tokens: int) -> Tensor:

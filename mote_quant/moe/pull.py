@@ -7,6 +7,8 @@ gradient that arrives at the loss tells, and it arrives before any layer's backw
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -78,42 +80,39 @@ def in_backward() -> bool:
 
 
 class _Felt(torch.autograd.Function):
-    """The identity on a scalar loss, whose gradient is told to a Pull."""
+    """The identity on a loss, or on what one is made of; `pull_of` its gradient is told to a Pull."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, pull: Pull, pulls: Pulls, outermost: bool) -> Tensor:
-        ctx.pull, ctx.pulls, ctx.outermost = pull, pulls, outermost
-        return loss.clone()
+    def forward(
+        ctx: Any, given: Tensor, pull_of: Callable[[Tensor], Tensor], pull: Pull, pulls: Pulls, outermost: bool
+    ) -> Tensor:
+        ctx.pull_of, ctx.pull, ctx.pulls, ctx.outermost = pull_of, pull, pulls, outermost
+        return given.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         if ctx.outermost or not ctx.pull.claimed:
-            ctx.pull.arrived(gradients[0])
+            ctx.pull.arrived(ctx.pull_of(gradients[0]))
         ctx.pulls.replay(ctx.pull)
-        return gradients[0], None, None, None
+        return gradients[0], None, None, None, None
 
 
-class _FeltByTokens(torch.autograd.Function):
-    """The identity on log-probabilities of tokens, from which a trainer makes the loss itself.
+def _felt(
+    given: Tensor, pull_of: Callable[[Tensor], Tensor], pull: Pull, pulls: Pulls, outermost: bool = False
+) -> Tensor:
+    return cast(Tensor, _Felt.apply(given, pull_of, pull, pulls, outermost))  # type: ignore[no-untyped-call]
+
+
+def _of_loss(gradient: Tensor) -> Tensor:
+    return gradient
+
+
+def _of_log_probs(gradient: Tensor, counted: Tensor) -> Tensor:
+    """Of a loss that a trainer makes itself, of log-probabilities of tokens.
 
     Where all `counted` ones are weighed alike the loss is their negative mean, over as many as it may be, and their
     number times that weight is its pull. Any other loss (of preferences, say) is taken for whole: a pull of 1.
     """
-
-    @staticmethod
-    def forward(ctx: Any, log_probs: Tensor, counted: Tensor, pull: Pull, pulls: Pulls) -> Tensor:
-        ctx.counted, ctx.pull, ctx.pulls = counted, pull, pulls
-        return log_probs.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        if not ctx.pull.claimed:
-            ctx.pull.arrived(_mean_pull(gradients[0], ctx.counted))
-        ctx.pulls.replay(ctx.pull)
-        return gradients[0], None, None, None
-
-
-def _mean_pull(gradient: Tensor, counted: Tensor) -> Tensor:
     weights = -gradient.float()
     least = weights.where(counted, torch.inf).amin()
     most = weights.where(counted, -torch.inf).amax()
@@ -125,12 +124,12 @@ def felt(loss: Tensor, pulls: Pulls, share: Tensor | float = 1.0) -> Tensor:
     """`loss`, unchanged, as the end of the forward that made it."""
     pull = pulls.end()
     pull.share = share
-    return cast(Tensor, _Felt.apply(loss, pull, pulls, False))  # type: ignore[no-untyped-call]
+    return _felt(loss, _of_loss, pull, pulls)
 
 
 def felt_by_tokens(log_probs: Tensor, counted: Tensor, pulls: Pulls) -> Tensor:
     """The same for the log-probabilities of tokens [...] of which a trainer makes a loss; `counted` [...] are bool."""
-    return cast(Tensor, _FeltByTokens.apply(log_probs, counted, pulls.end(), pulls))  # type: ignore[no-untyped-call]
+    return _felt(log_probs, partial(_of_log_probs, counted=counted), pulls.end(), pulls)
 
 
 def felt_instead(loss: Tensor, pulls: Pulls, share: Tensor | float | None = None) -> Tensor:
@@ -139,4 +138,4 @@ def felt_instead(loss: Tensor, pulls: Pulls, share: Tensor | float | None = None
     pull.claimed = True
     if share is not None:
         pull.share = share
-    return cast(Tensor, _Felt.apply(loss, pull, pulls, True))  # type: ignore[no-untyped-call]
+    return _felt(loss, _of_loss, pull, pulls, outermost=True)
