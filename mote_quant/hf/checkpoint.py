@@ -124,9 +124,9 @@ def latest(folder: Path | None) -> Path | None:
 
 @dataclass(frozen=True)
 class Place:
-    """Where rows of a tensor lie: in `path`, from row `first` of the whole on; `shape` is that of the part."""
+    """Where rows of a tensor lie: in `file`, from row `first` of the whole on; `shape` is that of the part."""
 
-    path: Path
+    file: Any
     first: int
     shape: tuple[int, ...]
 
@@ -167,12 +167,11 @@ class Saved:
         """Rows `start` to `stop` of a tensor; None: all of it, and of one without rows."""
         pieces = []
         for place in self.places[name]:
-            with safe_open(place.path, framework="pt") as file:
-                if stop is None:
-                    pieces.append(file.get_tensor(name))
-                    continue
-                first, last = (min(max(row - place.first, 0), place.shape[0]) for row in (start, stop))
-                pieces.append(file.get_slice(name)[first:last])
+            if stop is None:
+                pieces.append(place.file.get_tensor(name))
+                continue
+            first, last = (min(max(row - place.first, 0), place.shape[0]) for row in (start, stop))
+            pieces.append(place.file.get_slice(name)[first:last])
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def own(self) -> dict[str, Tensor] | None:
@@ -202,9 +201,9 @@ def read(path: Path) -> Saved:
 
 def _places(files: Sequence[Path]) -> dict[str, list[Place]]:
     places: dict[str, list[Place]] = {}
+    # Opened once: a file is searched through for each of its tensors that it is opened for.
     for path in files:
-        with safe_open(path, framework="pt") as file:
-            for name, first in json.loads(file.metadata()["starts"]).items():
-                shape = tuple(file.get_slice(name).get_shape())
-                places.setdefault(name, []).append(Place(path, first, shape))
+        file: Any = safe_open(path, framework="pt")
+        for name, first in json.loads(file.metadata()["starts"]).items():
+            places.setdefault(name, []).append(Place(file, first, tuple(file.get_slice(name).get_shape())))
     return places
