@@ -52,8 +52,10 @@ def _finite_gradients(model: nn.Module) -> bool:
     """Of all processes: weights that one of them spoils are soon those of all."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     own = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
-    norms = torch.stack([norm.float().cpu() for norm in torch._foreach_norm(own)]) if own else torch.zeros(1)
-    return bool(torch.isfinite(mean(norms.sum())))
+    # Summed up where they are: what is asked of a device one by one is waited for one by one.
+    device = next(model.parameters()).device
+    norms = [norm.float().to(device) for norm in torch._foreach_norm(own)] if own else []
+    return bool(torch.isfinite(mean(torch.stack([torch.zeros((), device=device), *norms]).sum())))
 
 
 def _cool(optimizer: Any, scheduler: Any, rate: float) -> None:
