@@ -154,7 +154,7 @@ def _apply_to_model(
     take_over(model)
     check_finite(model)
     plan = _planned(loaded, skeleton_for(model))
-    if any(getattr(step.config, "compile", False) for step in loaded.pipeline):
+    if any(config.compile for config in _trained(loaded)):
         require_compiler()
     opener = opener_for(model, processor=processor, data=data, seed=loaded.seed)
     # Teachers are opened here, and again when it is their turn: a bad one is refused before anything is trained.
@@ -182,8 +182,8 @@ def _planned(recipe: Recipe, skeleton: nn.Module) -> Plan:
     for spec in plan.formats.values():
         # Now, not when training is over and quantizing begins.
         require(getattr(spec, "backend", "own"))
-    for step in recipe.pipeline:
-        require_library(getattr(step.config, "optimizer", "adamw_torch"))
+    for config in _trained(recipe):
+        require_library(config.optimizer)
     rounded = any(step.name == "quantize" for step in recipe.pipeline)
     if rounded and plan.layouts and not plan.trained and any(trains(spec) for spec in plan.formats.values()):
         _log.warning("no step trains the routed experts: they are copies of the dense network, rounded; expect little")

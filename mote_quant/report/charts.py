@@ -22,8 +22,8 @@ _LEGIBLE = 32
 """So many rows of a map are high enough for text."""
 
 
-def line_chart(title: str, lines: Mapping[str, Line], along: str = "step") -> str:
-    """One chart of named lines over one pair of axes (`along`: what x is); empty where no line has two finite points.
+def line_chart(title: str, lines: Mapping[str, Line]) -> str:
+    """One chart of named lines over steps; empty where no line has two finite points.
 
     A line that is alone is named where its name is not the title.
     """
@@ -33,7 +33,7 @@ def line_chart(title: str, lines: Mapping[str, Line], along: str = "step") -> st
     every = [point for line in shown.values() for point in line]
     x, y = _x_axis([p[0] for p in every]), _y_axis([p[1] for p in every])
     colours = _colours(len(shown))
-    parts = [*_grid(x, y), _text(_LEFT - 14, HEIGHT - 8, along, "end")]
+    parts = [*_grid(x, y), _text(_LEFT - 14, HEIGHT - 8, "step", "end")]
     parts += [_path(line, x, y, colour) for line, colour in zip(shown.values(), colours, strict=True)]
     named = [] if len(shown) == 1 and title.startswith(next(iter(shown))) else list(shown)
     return _framed(title, [*parts, *_legend(named, colours)], HEIGHT)
