@@ -83,7 +83,7 @@ def missing(store: LessonStore, batches: Iterable[Mapping[str, Tensor]]) -> Miss
     where: list[int] = []
     labels = positions = 0
     for index, batch in enumerate(batches):
-        new = _new(store, batch, seen)
+        new = [*_new(store, batch, seen)]
         if new:
             where.append(index)
             labels += int(labelled(batch)[new].sum())
@@ -91,13 +91,13 @@ def missing(store: LessonStore, batches: Iterable[Mapping[str, Tensor]]) -> Miss
     return Missing(where, len(seen), labels, positions)
 
 
-def _new(store: LessonStore, batch: Mapping[str, Tensor], seen: set[str]) -> list[int]:
-    """The rows of `batch` that neither `store` nor `seen` has; they are then seen."""
-    rows = []
+def _new(store: LessonStore, batch: Mapping[str, Tensor], seen: set[str]) -> dict[int, str]:
+    """The rows of `batch` that neither `store` nor `seen` has, and their keys; they are then seen."""
+    rows = {}
     for index, key in enumerate(row_keys(batch)):
         if key not in store and key not in seen:
             seen.add(key)
-            rows.append(index)
+            rows[index] = key
     return rows
 
 
@@ -116,7 +116,7 @@ def ask(
     here, seen = ranks(), set[str]()
     teacher.to(device)
     for index, batch in enumerate(batches):
-        new = _new(store, batch, seen) if index % here.world == here.rank else []
+        new = _new(store, batch, seen) if index % here.world == here.rank else {}
         if new:
             lesson = teacher.teach({name: tensor.to(device) for name, tensor in batch.items()})
             _keep(store, kept, lesson, batch, new)
@@ -124,10 +124,9 @@ def ask(
     store.flush()
 
 
-def _keep(store: LessonStore, kept: Kept, lesson: Lesson, batch: Mapping[str, Tensor], new: list[int]) -> None:
-    keys = row_keys(batch)
+def _keep(store: LessonStore, kept: Kept, lesson: Lesson, batch: Mapping[str, Tensor], new: Mapping[int, str]) -> None:
     labels = labelled(batch).sum(1).tolist()
     logits = torch.split(cast(Tensor, lesson.logits), labels)
     states = [torch.split(state, labels) for state in lesson.states]
-    for row in new:
-        store.add(keys[row], kept.row(logits[row], tuple(state[row] for state in states)))
+    for row, key in new.items():
+        store.add(key, kept.row(logits[row], tuple(state[row] for state in states)))

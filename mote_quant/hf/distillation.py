@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, cast
 
 import torch
@@ -58,8 +58,8 @@ class Distillation:
     T^2 keeps the gradient's size whatever the temperature.
     """
 
-    def __init__(self, teacher: Teacher | nn.Module, weight: float, temperature: float, hidden: float = 0.0) -> None:
-        self._teacher: Teacher = LiveTeacher(teacher, bool(hidden)) if isinstance(teacher, nn.Module) else teacher
+    def __init__(self, teacher: Teacher, weight: float, temperature: float, hidden: float = 0.0) -> None:
+        self._teacher = teacher
         self._weight = weight
         self._temperature = temperature
         self._hidden = hidden
@@ -69,11 +69,9 @@ class Distillation:
         """Move the teacher to where the student is."""
         self._teacher.to(device)
 
-    @contextmanager
-    def watching(self, student: nn.Module) -> Iterator[list[Tensor]]:
+    def watching(self, student: nn.Module) -> AbstractContextManager[list[Tensor]]:
         """Inside, a forward of the student leaves the states that `loss` wants in the list."""
-        with _states_of(student, bool(self._hidden)) as states:
-            yield states
+        return _states_of(student, bool(self._hidden))
 
     def loss(
         self,
@@ -91,8 +89,8 @@ class Distillation:
         counts whole.
         """
         lesson = self._teacher.teach(inputs)
-        summed = self._divergence(logits[:, :-1][labelled(inputs)], lesson)
-        positions = int(labelled(inputs).sum())
+        learned = logits[:, :-1][labelled(inputs)]
+        summed, positions = self._divergence(learned, lesson), len(learned)
         self._sum, self._positions = self._sum + float(summed.detach()), self._positions + positions
         divisor = max(positions, 1) if items is None else torch.as_tensor(items, device=summed.device).clamp(min=1)
         # A mean over no labels is 0 / 0.

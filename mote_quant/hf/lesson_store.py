@@ -147,13 +147,13 @@ class LessonStore:
 
 def row_keys(inputs: Mapping[str, Tensor]) -> list[str]:
     """A key for each row of a batch, of all its tensors without padding (of tensors without rows: all of them)."""
-    mask = attended(inputs)
+    mask = attended(inputs).cpu()
     digests = [hashlib.sha256() for _ in mask]
     for name in sorted(inputs):
         tensor = inputs[name].detach().cpu()
         for index, digest in enumerate(digests):
             digest.update(f"{name} {tensor.dtype} ".encode())
-            digest.update(_bytes(_of_row(tensor, index, mask.cpu())))
+            digest.update(_bytes(_of_row(tensor, index, mask)))
     return [digest.hexdigest()[:32] for digest in digests]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mote_quant import pipeline
 from mote_quant.errors import ArtifactError, FingerprintError, ModelError, RecipeError
-from mote_quant.hf.distillation import Distillation, summed_divergence
+from mote_quant.hf.distillation import Distillation, LiveTeacher, summed_divergence
 from mote_quant.hf.integrity import sha256
 from mote_quant.hf.loading import load_model
 from mote_quant.hf.teacher import open_teacher
@@ -74,7 +74,7 @@ def test_the_loss_mixes_both_over_labelled_positions_only(teacher):
                 by_hand += divergence_by_hand(mine[sample, place - 1, None], theirs[sample, place - 1, None], 2.0)
                 rows += 1
     task = torch.tensor(2.0)
-    made = Distillation(taught, 0.25, 2.0)
+    made = Distillation(LiveTeacher(taught), 0.25, 2.0)
     assert float(made.loss(task, mine, batch, None)) == pytest.approx(1.5 + 0.25 * 4 * by_hand / rows, rel=1e-4)
     assert float(made.loss(task, mine, batch, 40)) == pytest.approx(1.5 + 0.25 * 4 * by_hand / 40, rel=1e-4)
     assert made.mean() == pytest.approx(by_hand / rows, rel=1e-4)
@@ -86,7 +86,7 @@ def test_a_batch_without_labels_teaches_nothing(teacher):
     model = pico.PICO["llama"]()
     batch = pico.inputs(model)
     batch["labels"][:] = -100
-    made = Distillation(open_teacher(teacher, model), 0.5, 1.0)
+    made = Distillation(LiveTeacher(open_teacher(teacher, model)), 0.5, 1.0)
     assert float(made.loss(torch.tensor(3.0), model(batch["input_ids"]).logits, batch, None)) == 1.5
 
 
@@ -215,7 +215,7 @@ def test_a_step_without_labels_is_finite(teacher, items):
     model = pico.PICO["llama"]()
     batch = pico.inputs(model)
     batch["labels"][:] = -100
-    made = Distillation(open_teacher(teacher, model), 0.5, 1.0, hidden=1.0)
+    made = Distillation(LiveTeacher(open_teacher(teacher, model), states=True), 0.5, 1.0, hidden=1.0)
     with made.watching(model) as states:
         outputs = model(**batch, num_items_in_batch=items)
     assert not outputs.loss.isfinite()
@@ -230,7 +230,7 @@ def test_a_step_without_labels_is_finite(teacher, items):
 def test_a_batch_is_the_sum_of_its_rows(teacher, hidden):
     """Whatever it is split into, with labels and padding unevenly spread."""
     model = pico.PICO["llama"]()
-    made = Distillation(open_teacher(teacher, model), 0.5, 1.0, hidden)
+    made = Distillation(LiveTeacher(open_teacher(teacher, model), bool(hidden)), 0.5, 1.0, hidden)
     batch = pico.inputs(model, batch=4)
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     batch["attention_mask"][0, 6:] = 0

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mote_quant.data.feed import Feed
 from mote_quant.fingerprint import weights_hash
 from mote_quant.hf.cached_teacher import CachedTeacher, Kept, Missing, ask, missing
-from mote_quant.hf.distillation import Distillation, LiveTeacher
+from mote_quant.hf.distillation import Distillation, LiveTeacher, Teacher
 from mote_quant.hf.lesson_store import LessonStore
 from mote_quant.hf.teacher import check_same_states, known_hash, open_teacher, remember_hash
 from mote_quant.memory.units import human_bytes
@@ -34,7 +34,7 @@ def distillation_for(config: Train, model: nn.Module, feed: Feed, progress: Prog
     if wanted is None:
         return None
     if wanted.cache is None:
-        teacher: Any = LiveTeacher(_opened(wanted, model, feed), states=bool(wanted.hidden))
+        teacher: Teacher = LiveTeacher(_opened(wanted, model, feed), states=bool(wanted.hidden))
     else:
         teacher = _cached(wanted, wanted.cache, config, model, feed, progress)
     return Distillation(teacher, wanted.weight, wanted.temperature, wanted.hidden)
