@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mote_quant import pipeline
+from mote_quant import admission, pipeline
 from mote_quant.errors import MissingExtraError, ModelError, RequestError, SaveError
 from mote_quant.hf import checkpoint
 from mote_quant.kernels.packed_linear import PackedLinear
@@ -347,7 +347,7 @@ def test_a_library_that_is_not_there_is_named(monkeypatch, optimizer, extra):
 @pytest.mark.parametrize("sharding", ["fsdp2", "ddp"])
 def test_8_bit_states_and_shards_are_refused_before_anything_happens(monkeypatch, sharding):
     """Of several processes; what is not refused comes to the model, which is none here."""
-    monkeypatch.setattr(pipeline, "ranks", lambda: Ranks(0, 2))
+    monkeypatch.setattr(admission, "ranks", lambda: Ranks(0, 2))
     made, options = recipe(TERNARY, {"optimizer": "adamw_bnb_8bit"}), pipeline.Options(sharding=sharding)
     wanted = RequestError if sharding == "fsdp2" else ModelError
     with pytest.raises(wanted, match="use adamw_torch with fsdp2" if sharding == "fsdp2" else "nowhere"):

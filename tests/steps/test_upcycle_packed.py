@@ -164,7 +164,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
         def stop(*args: Any) -> None:
             raise StopError
 
-        patch.setitem(mote_quant.pipeline.RUN, "quantize", stop)
+        patch.setitem(mote_quant.steps.RUN, "quantize", stop)
         with pytest.raises(StopError):
             mote_quant.apply(MIXTURE, stopped, data=source_for(stopped), output=tmp_path)
     again = packed_model("llama", INT4)

@@ -1,0 +1,63 @@
+"""What a run is refused for before anything is changed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from mote_quant.errors import FingerprintError, RequestError
+from mote_quant.fingerprint import differences
+from mote_quant.parallel import Sharding
+from mote_quant.planning import Plan, plan_on
+from mote_quant.progress import NOTICE
+from mote_quant.ranks import gathered, ranks
+from mote_quant.recipe import Recipe
+from mote_quant.recipe.schema import Train, trains
+from mote_quant.steps.quantize.backends import require
+from mote_quant.steps.train import require_library, require_shards
+
+_log = logging.getLogger(__name__)
+
+
+def check_company(recipe: Recipe, sharding: Sharding | None) -> None:
+    """RequestError where several processes have nothing to share, or cannot share it in the way they are to."""
+    if not ranks().several:
+        if sharding == "fsdp2":
+            alone = "fsdp2 has nothing to share: this is one process (WORLD_SIZE is 1); start several with torchrun"
+            _log.log(NOTICE, "%s", alone)
+        return
+    for config in trained(recipe) if sharding == "fsdp2" else ():
+        require_shards(config.optimizer)
+    if not trained(recipe):
+        raise RequestError(
+            f"nothing in this recipe trains, and {ranks().world} processes would all do the same: start one, without "
+            "torchrun or accelerate launch"
+        )
+
+
+def trained(recipe: Recipe) -> list[Train]:
+    """The train steps of a recipe."""
+    return [step.config for step in recipe.pipeline if isinstance(step.config, Train)]
+
+
+def planned(recipe: Recipe, skeleton: nn.Module) -> Plan:
+    """The plan, where all that it takes is installed: MissingExtraError now, not when training is over."""
+    plan = plan_on(recipe, skeleton)
+    for spec in plan.formats.values():
+        require(getattr(spec, "backend", "own"))
+    for config in trained(recipe):
+        require_library(config.optimizer)
+    rounded = any(step.name == "quantize" for step in recipe.pipeline)
+    if rounded and plan.layouts and not plan.trained and any(trains(spec) for spec in plan.formats.values()):
+        _log.warning("no step trains the routed experts: they are copies of the dense network, rounded; expect little")
+    return plan
+
+
+def same_everywhere(fingerprint: Mapping[str, Any]) -> None:
+    """FingerprintError where processes of one run were given different things."""
+    for rank, other in enumerate(gathered(fingerprint)):
+        if details := "; ".join(differences(fingerprint, other)):
+            raise FingerprintError(f"process {rank} of this run works on something else than process 0: {details}")
