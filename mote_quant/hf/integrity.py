@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mote_quant.errors import ArtifactError
+from mote_quant.errors import ArtifactError, SaveError
 from mote_quant.hf.verified import identity, known, remember
 
 _CHUNK = 1 << 22
@@ -93,3 +93,12 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         os.fsync(file.fileno())
     os.replace(temporary, path)
     sync(path.parent)
+
+
+def keep(path: Path, text: str) -> None:
+    """`write_atomic`, in a folder that need not be there yet. SaveError where that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text)
+    except OSError as error:
+        raise SaveError(f"{path} could not be written: {error}; free space and re-run") from error

@@ -14,6 +14,7 @@ import torch
 
 from mote_quant import pipeline
 from mote_quant.errors import ArtifactError, SaveError, SpikeError, TrainingError
+from mote_quant.hf import integrity
 from mote_quant.hf.guard import LossGuard, Rollback
 from mote_quant.hf.trainer import MoteTrainer
 from mote_quant.report.tables import tables
@@ -188,9 +189,10 @@ def stop_at(patch, where: str | int) -> None:
     if where == "as bad checkpoints go":
         patch.setattr(guard_module.shutil, "rmtree", stop)
     if where == "before it is written down":
-        patch.setattr(guard_module, "_write", stop)
+        patch.setattr(guard_module, "keep", stop)
     if where == "after it was written down":
-        patch.setattr(loop_module, "_latest", stop)
+        plain = loop_module.roll_back
+        patch.setattr(loop_module, "roll_back", lambda *args: stop(plain(*args)))
 
 
 def test_it_gives_up_after_some_retries_and_keeps_the_last_good_checkpoint(monkeypatch, tmp_path):
@@ -259,7 +261,7 @@ def test_a_record_that_cannot_be_read_or_written(monkeypatch, tmp_path):
         raise OSError(28, "No space left on device")
 
     spiky(monkeypatch, {3: math.nan})
-    monkeypatch.setattr(guard_module, "write_atomic", full)
+    monkeypatch.setattr(integrity, "write_atomic", full)
     with pytest.raises(SaveError, match="No space left on device; free space and re-run"):
         trained(tmp_path / "full")
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from mote_quant.errors import ArtifactError, SaveError, TrainingError
+from mote_quant.hf import integrity
 from mote_quant.steps.train.session import Session
 from tests import pico
 from tests.mixtures import bits_of, same, train_it, upcycled
-
-search_module = import_module("mote_quant.steps.train.search")
 
 RATES = [1e-4, 1e-2, 1e-3]
 
@@ -84,6 +82,6 @@ def test_a_record_that_cannot_be_read_or_written(monkeypatch, tmp_path):
     def full(path, text):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(search_module, "write_atomic", full)
+    monkeypatch.setattr(integrity, "write_atomic", full)
     with pytest.raises(SaveError, match="No space left"):
         trained(tmp_path / "full", {"learning_rates": RATES, "steps": 1})

@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from mote_quant.errors import ArtifactError, SaveError, SpikeError, TrainingError
+from mote_quant.errors import ArtifactError, SpikeError, TrainingError
 from mote_quant.hf import checkpoint
 from mote_quant.hf.guard import LossGuard, Rollback
-from mote_quant.hf.integrity import write_atomic
+from mote_quant.hf.integrity import keep
 from mote_quant.progress import NOTICE
 from mote_quant.ranks import by_main, mean
 from mote_quant.recipe.schema import Guard
@@ -88,7 +87,7 @@ def roll_back(guard: LossGuard, config: Guard, spike: SpikeError, folder: Path) 
     good = by_main(lambda: _keep_good(folder, spike.step))
     loss = spike.loss if math.isfinite(spike.loss) else None
     guard.rollbacks.append(Rollback(spike.step, loss, spike.usual, good, guard.rate * config.cooling))
-    by_main(lambda: _write(folder / _FILE, guard))
+    by_main(lambda: keep(folder / _FILE, json.dumps(guard.told())))
     _log.log(NOTICE, "%s: back to step %d, rates x %.3g, without that step", spike.message, good, guard.rate)
 
 
@@ -105,10 +104,3 @@ def _keep_good(folder: Path, spike: int) -> int:
             os.replace(path, aside)
             shutil.rmtree(aside, ignore_errors=True)
     return good
-
-
-def _write(path: Path, guard: LossGuard) -> None:
-    try:
-        write_atomic(path, json.dumps([asdict(rollback) for rollback in guard.rollbacks]))
-    except OSError as error:
-        raise SaveError(f"{path} could not be written: {error}; free space and re-run") from error

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mote_quant.errors import ArtifactError, SaveError, TrainingError
+from mote_quant.errors import ArtifactError, TrainingError
 from mote_quant.hf import random_state
-from mote_quant.hf.integrity import write_atomic
+from mote_quant.hf.integrity import keep
 from mote_quant.progress import NOTICE
 from mote_quant.qat.linear import QatLinear
 from mote_quant.ranks import by_main
@@ -52,7 +52,7 @@ def with_best_rate(
         short = config.model_copy(update={"learning_rate": rate, "steps": search.steps})
         with _put_back(model, start):
             losses[repr(rate)] = _tried(partial(attempt, short, search.samples), rate)
-        by_main(lambda: _write(folder / _FILE, losses))
+        by_main(lambda: keep(folder / _FILE, json.dumps(losses)))
         context.progress.advance(index + 1)
     best = _best(search, losses)
     _log.log(NOTICE, "learning rate %g, the best of %s", best, ", ".join(f"{r:g}" for r in search.learning_rates))
@@ -106,11 +106,3 @@ def _known(path: Path) -> Losses:
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}); delete it to search again") from error
     return losses
-
-
-def _write(path: Path, losses: Losses) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(losses))
-    except OSError as error:
-        raise SaveError(f"{path} could not be written: {error}; free space and re-run") from error
