@@ -6,8 +6,6 @@ import dataclasses
 import json
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,10 +19,9 @@ from mote_quant.journal import Run
 from tests import pico
 from tests.killing import Bomb, settled
 from tests.mixtures import INT4_SHARED, TERNARY, bits_of, logits
+from tests.playing import played
 from tests.sources import source_for
 from tests.stopping import Stop, StopError
-
-ROOT = Path(__file__).resolve().parent.parent
 
 KILLS = {
     "whole": [],
@@ -53,13 +50,8 @@ LATER = {f"random {n}": [{"sleep": random.Random(n).uniform(0.01, 1.8)}] for n i
 
 
 def play(work: Path, scenarios: dict, mode: str = "whole") -> dict:
-    (work / "scenarios.json").write_text(json.dumps(scenarios))
-    command = [sys.executable, "-m", "tests.killing", str(work), str(work / "scenarios.json"), mode]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWERS")]
-    assert lines, done.stderr[-3000:]
-    answers = json.loads(lines[0].removeprefix("ANSWERS"))
-    assert all(answer["statuses"][-1] == 0 for answer in answers.values()), done.stderr[-3000:]
+    answers = played("tests.killing", work, scenarios, mode)
+    assert all(answer["statuses"][-1] == 0 for answer in answers.values())
     return answers
 
 

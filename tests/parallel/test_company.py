@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests import pico
+from tests import pico, playing
 from tests.mixtures import tensors_in
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 TWO = {"world": 2}
 SHARDED = {"world": 2, "sharding": "fsdp2"}
 LEARNED = {"bits.routed": {"format": "ternary", "scales": "learned"}, "pipeline.0.upcycle.combine": "zero_init"}
@@ -97,12 +94,7 @@ LIKE = {
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
     work = tmp_path_factory.mktemp("company")
-    (work / "scenarios.json").write_text(json.dumps(SCENARIOS))
-    command = [sys.executable, "-m", "tests.company", str(work), str(work / "scenarios.json")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWERS")]
-    assert lines, done.stderr[-3000:]
-    return work, json.loads(lines[0].removeprefix("ANSWERS"))
+    return work, playing.played("tests.company", work, SCENARIOS)
 
 
 def trained(folder: Path, step: int = 1) -> dict:

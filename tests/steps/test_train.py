@@ -18,6 +18,7 @@ from mote_quant.moe import blocks
 from mote_quant.steps.train.callbacks import Watch
 from tests import pico
 from tests.mixtures import TERNARY, bits_of, train_it, upcycled
+from tests.routers import gradient_of_router
 from tests.sources import source_for
 
 train_module = import_module("mote_quant.steps.train.run")
@@ -102,23 +103,6 @@ def test_a_balance_loss_balances():
         train_it(model, context, what=["router"], steps=40, batch_size=8, learning_rate=5e-2, balance_loss=weight)
         loads.append(sum(layer["balance"] for layer in context.notes["routing"].values()))
     assert loads[1] < loads[0] - 0.1
-
-
-def gradient_of_router(monkeypatch, **settings) -> torch.Tensor:
-    """The router's gradient as the optimizer gets it, every sample being the same one."""
-    kept: list[torch.Tensor] = []
-
-    class Spy(Watch):
-        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-            kept.append(next(iter(blocks(model).values())).gate.weight.grad.clone())
-
-    monkeypatch.setattr(train_module, "Watch", Spy)
-    model = pico.PICO["llama"]()
-    source = source_for(model, samples=1)
-    context = upcycled(model, TERNARY)
-    context.open_data = lambda name, length: source
-    train_it(model, context, what=["router"], steps=1, max_grad_norm=1e9, warmup=0.0, **settings)
-    return kept[0]
 
 
 @pytest.mark.parametrize("loss", ["balance_loss", "z_loss"])

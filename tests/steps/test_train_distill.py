@@ -17,7 +17,6 @@ from mote_quant.hf.distillation import Distillation, LiveTeacher, summed_diverge
 from mote_quant.hf.integrity import sha256
 from mote_quant.hf.loading import load_model
 from mote_quant.hf.teacher import open_teacher
-from mote_quant.moe import blocks
 from mote_quant.recipe import load
 from mote_quant.steps.train.callbacks import Watch
 from tests import pico
@@ -31,6 +30,7 @@ from tests.mixtures import (
     train_it,
     upcycled,
 )
+from tests.routers import gradient_of_router
 from tests.sources import source_for
 from tests.stopping import Stop, StopError
 
@@ -149,27 +149,10 @@ def test_it_brings_the_student_closer_to_its_teacher_than_training_alone(kind, r
     assert notes["distillation"] == {**said, "kl": curve[-1]["kl"]}
 
 
-def gradient_of_router(monkeypatch, **settings) -> Tensor:
-    """The router's gradient as the optimizer gets it, every sample being the same one."""
-    kept: list[Tensor] = []
-
-    class Spy(Watch):
-        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-            kept.append(next(iter(blocks(model).values())).gate.weight.grad.clone())
-
-    monkeypatch.setattr(train_module, "Watch", Spy)
-    model = pico.PICO["llama"]()
-    source = source_for(model, samples=1)
-    context = upcycled(model, TERNARY)
-    context.open_data = lambda name, length: source
-    train_it(model, context, **({"what": ["router"], "steps": 1, "max_grad_norm": 1e9} | OFF | settings))
-    return kept[0]
-
-
 def test_accumulation_gives_the_distillation_the_same_gradient(monkeypatch, teacher):
-    distill = {"teacher": teacher, "weight": 1.0, "temperature": 2.0}
+    settings = OFF | {"distill": {"teacher": teacher, "weight": 1.0, "temperature": 2.0}}
     once, many = (
-        gradient_of_router(monkeypatch, distill=distill, batch_size=4 // n, gradient_accumulation=n) for n in (1, 4)
+        gradient_of_router(monkeypatch, **settings, batch_size=4 // n, gradient_accumulation=n) for n in (1, 4)
     )
     assert once.norm() > 1e-4
     torch.testing.assert_close(many, once, rtol=1e-3, atol=1e-6)
@@ -178,8 +161,8 @@ def test_accumulation_gives_the_distillation_the_same_gradient(monkeypatch, teac
 @pytest.mark.parametrize("loss", ["balance_loss", "z_loss"])
 def test_router_losses_keep_their_strength(monkeypatch, teacher, loss):
     def share(**settings) -> Tensor:
-        with_it = gradient_of_router(monkeypatch, **{loss: 1.0}, **settings)
-        return with_it - gradient_of_router(monkeypatch, **settings)
+        with_it = gradient_of_router(monkeypatch, **OFF | {loss: 1.0}, **settings)
+        return with_it - gradient_of_router(monkeypatch, **OFF, **settings)
 
     once = share(batch_size=2)
     assert once.norm() > 1e-3

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
 
 import pytest
 
 from tests import pico
-from tests.test_resume import ROOT
+from tests.playing import played
 
 RENAMES = {f"rename {nth}": [{"owner": "os", "call": "replace", "nth": nth}] for nth in range(1, 25)}
 KILLS = {
@@ -24,13 +21,8 @@ KILLS = {
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory) -> dict:
     work = tmp_path_factory.mktemp("streamed")
-    pico.PICO["gpt2"](resid_pdrop=0.2).save_pretrained(work / "dense")
-    (work / "scenarios.json").write_text(json.dumps(KILLS))
-    command = [sys.executable, "-m", "tests.killing", str(work), str(work / "scenarios.json"), "streamed"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWERS")]
-    assert lines, done.stderr[-3000:]
-    return json.loads(lines[0].removeprefix("ANSWERS"))
+    pico.saved(work / "dense", "gpt2", resid_pdrop=0.2)
+    return played("tests.killing", work, KILLS, "streamed")
 
 
 @pytest.mark.parametrize("name", [name for name in KILLS if name != "whole"])
