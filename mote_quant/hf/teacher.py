@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from mote_quant.anatomy.structure import decoder_layers
 from mote_quant.errors import ModelError, MoteError, SaveError
 from mote_quant.hf.integrity import sha256, write_atomic
 from mote_quant.hf.loading import check_finite, check_model, folder_of, load_model, load_processor
+from mote_quant.hf.verified import identity
 
 _HASHES = "teachers.json"
 _OF_A_MODEL = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
@@ -76,7 +78,14 @@ def _files_hash(name: str) -> str:
     """sha256 over a model's weight files and what its config says."""
     folder = folder_of(name)
     files = sorted(path for path in folder.iterdir() if path.suffix in _OF_A_MODEL)
-    return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
+    listed = "".join(f"{path.name} {_hash_of(path, identity(path))}\n" for path in files)
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+@cache
+def _hash_of(path: Path, state: str) -> str:
+    """sha256 of a file in this state: a run asks about its teacher several times, and reads its files once."""
+    return sha256(path)
 
 
 def _check_same_tokens(name: str, teacher: nn.Module, student: nn.Module) -> None:
