@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
@@ -17,10 +15,10 @@ from typing import Any, Protocol, TypeVar, cast
 from mote_quant.errors import MissingExtraError, MoteError, RequestError
 from mote_quant.ranks import launched
 from mote_quant.recipe.near import did_you_mean
+from mote_quant.watching.entries import Entry, flat, level
+from mote_quant.watching.weights_and_biases import Wandb, has_key, no_key
 
 _log = logging.getLogger(__name__)
-Entry = Mapping[str, Any]
-"""What was logged at a `step`, nested."""
 FILE = "metrics.jsonl"
 T = TypeVar("T")
 
@@ -33,22 +31,6 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """No more will come."""
-
-
-def flat(entry: Entry, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """(`a/b/c`, number) of every number within `entry`; lists count from 0."""
-    for key, value in entry.items():
-        if isinstance(value, list):
-            value = {str(index): item for index, item in enumerate(value)}
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and key != "step":
-            yield f"{prefix}{key}", float(value)
-
-
-def level(entry: Entry) -> dict[str, Any]:
-    """What Trainer logged and `figures`, side by side."""
-    return {key: value for key, value in entry.items() if key != "figures"} | dict(entry.get("figures", {}))
 
 
 class JsonLines:
@@ -98,35 +80,6 @@ class TensorBoard:
     def close(self) -> None:
         """Close the files."""
         self._writer.close()
-
-
-class Wandb:
-    """A run of Weights & Biases, the same one when a training goes on; its project, mode and key come from WANDB_*."""
-
-    def __init__(self, folder: Path, part: str, history: Sequence[Entry]) -> None:
-        import wandb
-
-        place = f"{folder.resolve()}/{part}"
-        try:
-            self._run: Any = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "mote-quant"),
-                name=os.environ.get("WANDB_NAME", f"{folder.resolve().parent.name} {part}"),
-                id=hashlib.sha256(place.encode()).hexdigest()[:12],
-                dir=str(folder),
-                resume="allow",
-                reinit="create_new",
-                settings=wandb.Settings(silent=True),
-            )
-        except wandb.errors.UsageError as error:
-            raise _no_key(error) from error
-
-    def write(self, entry: Entry) -> None:
-        """One call with every number."""
-        self._run.log(dict(flat(level(entry))), step=int(entry["step"]))
-
-    def close(self) -> None:
-        """Upload what is left, or leave it for `wandb sync`."""
-        self._run.finish()
 
 
 class Sturdy:
@@ -182,26 +135,8 @@ def check_sinks(names: Sequence[str], folder: Path | None) -> None:
     if names and folder is None:
         raise RequestError(f"logging to {', '.join(names)} needs a folder to write to: name an output")
     # Of several processes one logs.
-    if "wandb" in names and launched().main and not _has_key():
-        raise _no_key("No API key configured")
-
-
-def _has_key() -> bool:
-    """Whether Weights & Biases can be written to, or need not be: asks no server, and nobody at a terminal."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE", "online") not in ("online", "shared"):
-        return True
-    import wandb
-
-    # Older ones cannot be asked; they say so when the run is opened.
-    asked = "prompt" in inspect.signature(wandb.login).parameters and wandb.setup().settings.mode == "online"
-    return not asked or bool(cast(Any, wandb).login(prompt=False, verify=False))
-
-
-def _no_key(reason: object) -> RequestError:
-    return RequestError(
-        f"logging to wandb: {reason}. Set WANDB_API_KEY, say `wandb login`, or have it written to the output folder "
-        "only, with WANDB_MODE=offline"
-    )
+    if "wandb" in names and launched().main and not has_key():
+        raise no_key("No API key configured")
 
 
 def open_sinks(names: Sequence[str], folder: Path | None, part: str, history: Sequence[Entry]) -> list[Sink]:

@@ -179,12 +179,12 @@ def test_without_a_key_wandb_is_refused_before_anything_happens(tmp_path, monkey
 
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(sinks, "_has_key", lambda: False)
+    monkeypatch.setattr(sinks, "has_key", lambda: False)
     with pytest.raises(RequestError, match=r"No API key configured\. Set WANDB_API_KEY, say `wandb login`, or .*line"):
         go(tmp_path / "a", log_to=("wandb",))
     assert not list(tmp_path.iterdir())
     # One that cannot be asked says so when the run is opened.
-    monkeypatch.setattr(sinks, "_has_key", lambda: True)
+    monkeypatch.setattr(sinks, "has_key", lambda: True)
 
     def init(**settings):
         raise wandb.errors.UsageError("api_key not configured (no-tty)")
@@ -204,7 +204,7 @@ def test_no_key_is_asked_for_where_none_is_needed(monkeypatch, tmp_path, mode):
 def test_a_key_is_asked_for_at_nobody_s_terminal():
     """By a process of its own: wandb remembers what it was told first."""
     told = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    code = "from mote_quant.watching import sinks; print(sinks._has_key())"
+    code = "from mote_quant.watching import sinks; print(sinks.has_key())"
     with tempfile.TemporaryDirectory() as home:
         where = {"HOME": home, "NETRC": f"{home}/netrc", "WANDB_CONFIG_DIR": home}
         done = subprocess.run([sys.executable, "-c", code], env=told | where, cwd=home, capture_output=True, text=True)
