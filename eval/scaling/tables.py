@@ -12,7 +12,7 @@ from eval.scaling import traffic
 from eval.scaling.cluster import EIGHT_NODES, ONE_NODE, Cluster
 from eval.scaling.simulate import step_seconds
 from eval.scaling.traffic import Step
-from eval.scaling.workload import BATCH, LENGTH, SAMPLES, Workload
+from eval.scaling.workload import LENGTH, SAMPLES, Workload
 from mote_quant.estimate.imagined import Unit
 from mote_quant.parallel.sharings import Sharding
 
@@ -170,4 +170,3 @@ TABLES: Mapping[str, Callable[[], Rows]] = {
     "checked": checked,
 }
 """Name in the page -> its rows, the first of them the header."""
-SETTINGS = f"{BATCH} samples of {LENGTH} tokens a micro-batch and GPU, {SAMPLES} samples a step"

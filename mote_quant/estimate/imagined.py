@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mote_quant.anatomy.structure import ask, decoder_layers, under
+from mote_quant.errors import first_line
 from mote_quant.estimate.timeline import AFTER, BETWEEN, Place, Timeline
 from mote_quant.estimate.tracing import Tracing
 from mote_quant.hf.apart import to_train
@@ -92,8 +93,7 @@ def _timeline(model: nn.Module, config: Train, length: int, packs: bool) -> Time
     try:
         return _trace(model, config, length, packs)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        _log.info("a training step of %s is not traced but estimated: %s", type(model).__name__, reason)
+        _log.info("a training step of %s is not traced but estimated: %s", type(model).__name__, first_line(error))
         return None
 
 

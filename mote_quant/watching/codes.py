@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mote_quant.parallel.sharding import whole
 from mote_quant.qat.codes import find_codes, scale_of
 from mote_quant.qat.linear import QatLinear
 from mote_quant.ranks import gathered, ranks
@@ -64,7 +65,7 @@ class CodeMeter:
         """The codes now of this process's layers, packed or int8; none of a weight that is elsewhere."""
         for name, layer in self._layers.items():
             # A sharded weight is gathered by all, whoever looks at it.
-            weight, learned = _whole(layer.weight), None if layer.weight_scale is None else _whole(layer.weight_scale)
+            weight, learned = whole(layer.weight), None if layer.weight_scale is None else whole(layer.weight_scale)
             if name in self._own and not weight.is_meta:
                 yield name, _codes(layer, weight, learned)
 
@@ -73,12 +74,6 @@ def _codes(layer: QatLinear, weight: Tensor, learned: Tensor | None) -> Tensor:
     if isinstance(layer.spec, ScaledBits):
         return compact_codes(weight, scale_of(weight, layer.spec, learned), layer.spec)
     return find_codes(weight, layer.spec, learned).codes
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """Gathered, where every process has a part of it."""
-    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return gathered.detach()
 
 
 def _compare(layer: QatLinear, now: Tensor, before: Tensor) -> _Count:
