@@ -6,6 +6,7 @@ The plan builds the very skeleton that `from_pretrained` will rebuild, so predic
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,7 @@ from torch import nn
 from mote_quant.anatomy.coverage import Row, assign_bits, coverage
 from mote_quant.data.embedded import embedded
 from mote_quant.data.opener import context_of, too_long
-from mote_quant.errors import DataError, RequestError
+from mote_quant.errors import DataError, RequestError, TargetError
 from mote_quant.hf.apart import to_train, to_unfuse
 from mote_quant.hf.latents import make_latent
 from mote_quant.hf.structure import empty_packed, replace_module
@@ -43,6 +44,7 @@ from mote_quant.steps.quantize.allocate import check_budgets
 from mote_quant.steps.quantize.casts import cast_parameters
 from mote_quant.steps.train.balance import check_balance
 from mote_quant.steps.train.checkpointing import check_checkpointing
+from mote_quant.steps.train.rates import rate_owners
 from mote_quant.steps.train.selection import by_role, trainable_names
 from mote_quant.steps.upcycle import plan_layouts
 from mote_quant.steps.upcycle.trained import check_trained, trained_projections
@@ -133,6 +135,7 @@ def plan_on(recipe: Recipe, skeleton: nn.Module) -> Plan:
     layouts: tuple[MoteLayout, ...] = ()
     trained = []
     moved: set[str] = set()
+    no_owner: list[tuple[Train, TargetError]] = []
     unfuse(skeleton, to_train(recipe.bits, skeleton))
     for step in recipe.pipeline:
         if isinstance(step.config, Upcycle):
@@ -144,6 +147,10 @@ def plan_on(recipe: Recipe, skeleton: nn.Module) -> Plan:
             check_balance(skeleton, step.config, chosen)
             if step.config.gradient_checkpointing:
                 check_checkpointing(skeleton)
+            try:
+                rate_owners(skeleton, chosen, step.config)
+            except TargetError as error:
+                no_owner.append((step.config, error))
             moved |= chosen.keys()
             trained.append(by_role(skeleton, chosen))
     unfuse(skeleton, to_unfuse(recipe.bits, skeleton))
@@ -157,10 +164,23 @@ def plan_on(recipe: Recipe, skeleton: nn.Module) -> Plan:
     for layout in layouts:
         _make_latent(skeleton, layout)
     make_latent(skeleton, formats)
+    _check_rates(skeleton, no_owner)
     _carry_out(skeleton, formats)
     if recipe.pipeline[-1].name == "quantize":
         _pack_latents(skeleton)
     return Plan(recipe, layouts, formats, tuple(rows), tuple(trained), dense, weigh(skeleton))
+
+
+def _check_rates(skeleton: nn.Module, no_owner: list[tuple[Train, TargetError]]) -> None:
+    """TargetError for a rate of what does not train: told here, not when the model is up-cycled and the run begun.
+
+    A train step met a target that meant nothing; a learned scale is there only with the latent layers, now.
+    """
+    for config, error in no_owner:
+        with suppress(TargetError):
+            rate_owners(skeleton, trainable_names(skeleton, config.what), config)
+            continue
+        raise error
 
 
 def _make_latent(skeleton: nn.Module, layout: MoteLayout) -> None:

@@ -108,6 +108,8 @@ def test_no_data(tmp_path):
         (TargetError, "vision", recipe(TERNARY | {"vision": "int8"})),
         (TargetError, "layers.9", recipe(TERNARY | {"model.layers.9.*": "int8"})),
         (TargetError, "routd", recipe(TERNARY, train={"what": ["routd"]})),
+        (TargetError, "learning_rates.*routr", recipe(TERNARY, train={"learning_rates": {"routr": 1.0e-3}})),
+        (TargetError, "learning_rates.*shared", recipe(TERNARY, train={"learning_rates": {"shared": 1.0e-3}})),
         (FormatError, "router.*int8.*float32", recipe({"router": "int8"})),
         (FormatError, "router.*bfloat16.*float32", recipe({"router": "bfloat16"})),
         (FormatError, "norm.*int4", recipe(TERNARY | {"norm": "int4"})),
@@ -126,6 +128,8 @@ def test_no_data(tmp_path):
 )  # fmt: skip
 def test_requests_that_cannot_be_met(tmp_path, kind, match, made):
     refused(kind, match, made, pico.PICO["llama"](), tmp_path)
+    # A folder that a slip has taken would refuse the recipe once it is mended.
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tied_head_cannot_be_packed(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mote_quant.errors import FormatError
+from mote_quant.errors import FormatError, TargetError
 from mote_quant.pipeline import apply
 from mote_quant.planning import plan
 from tests import pico
@@ -156,3 +156,27 @@ def test_a_packed_mixture_that_was_shortened_as_a_whole(family, dtype, tmp_path)
     again = type(model).from_pretrained(tmp_path / "b")
     types = {name: p.dtype for name, p in loaded.named_parameters()}
     assert types == {name: p.dtype for name, p in again.named_parameters()}
+
+
+# --- rates of their own ----------------------------------------------------------------------------------------------
+
+
+def train(**settings) -> dict:
+    return {"train": {"what": ["routed", "router"], "data": "pico", "steps": 1} | settings}
+
+
+def test_a_rate_of_what_does_not_train_is_refused():
+    made = recipe(TERNARY, "upcycle", train(learning_rates={"shared": 1.0e-3}))
+    with pytest.raises(TargetError, match=r"train\.learning_rates, of what is trained: target shared matches nothing"):
+        plan(made, dense("llama"))
+
+
+@pytest.mark.parametrize("rated", ["*.weight_scale", "routed"])
+def test_rates_of_learned_scales_and_of_what_training_makes_latent_are_taken(rated):
+    bits = {"routed": {"format": "ternary", "granularity": "channel", "scales": "learned"}}
+    assert plan(recipe(bits, "upcycle", train(learning_rates={rated: 1.0e-3})), dense("llama")).trained
+
+
+def test_rates_of_a_dense_training_before_up_cycling_are_taken():
+    made = recipe(TERNARY, train(what=["ffn"], learning_rates={"ffn": 1.0e-3}), "upcycle", train())
+    assert len(plan(made, dense("llama")).trained) == 2
