@@ -14,6 +14,7 @@ MADE = Place("<sweep>")
 MIXTURE_ROLES = ("routed", "router", "shared")
 NOBODYS = {
     "learning_rate": "it is chosen from the sweep's learning_rates",
+    "search": "rates are chosen from the sweep's learning_rates, by the same steps for everybody",
     "data": "it is the sweep's data",
     "stream": "a sweep reads its data once, for all contenders",
 }

@@ -38,6 +38,8 @@ MISTAKES = {
     "unknown setting of a step": ("contenders.moe.train.stepz", 3, "did you mean steps"),
     "a rate of one's own": ("contenders.moe.train.learning_rate", 0.1, "it is chosen from the sweep's learning_rates"),
     "a common rate": ("train.learning_rate", 0.1, "it is chosen from the sweep's learning_rates"),
+    "a search of one's own": ("contenders.moe.train.search", {"learning_rates": [0.1, 0.2]}, "chosen from the sweep's"),
+    "a common search": ("train.search", {"learning_rates": [0.1, 0.2]}, "chosen from the sweep's learning_rates"),
     "data of one's own": ("contenders.moe.train.data", "x.txt", "it is the sweep's data"),
     "steps of one's own": ("contenders.moe.train.steps", 9, "same for everybody"),
     "a length of one's own": ("contenders.moe.train.max_length", 8, "same for everybody"),
