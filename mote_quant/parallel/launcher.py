@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mote_quant.errors import RequestError
-from mote_quant.parallel.sharings import Sharding
+from mote_quant.parallel.sharings import SHARDINGS, Sharding
 from mote_quant.progress import NOTICE
+from mote_quant.recipe.near import did_you_mean
 
 _log = logging.getLogger(__name__)
 _FSDP, _DEEPSPEED, _PRECISION = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_MIXED_PRECISION"
@@ -18,7 +19,13 @@ _OURS = (_FSDP, _PRECISION, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERAT
 
 
 def chosen(asked: Sharding | None) -> Sharding:
-    """How processes share a training: as `asked`, else as `accelerate launch` was told. RequestError for DeepSpeed."""
+    """How processes share a training: as `asked`, else as `accelerate launch` was told.
+
+    RequestError for DeepSpeed, and for a way that nobody knows: it would be taken for DDP.
+    """
+    if asked is not None and asked not in SHARDINGS:
+        meant = did_you_mean(str(asked), SHARDINGS) or f"; choose of {', '.join(SHARDINGS)}"
+        raise RequestError(f"processes cannot share a training by {asked}{meant}")
     if _is_set(_DEEPSPEED):
         raise RequestError(
             "accelerate launch was told to use DeepSpeed, and a train step shares models by DDP or FSDP2: use "

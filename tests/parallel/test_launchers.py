@@ -97,6 +97,13 @@ def test_accelerates_own_word_for_sharding_is_understood(monkeypatch):
     assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
 
 
+def test_a_way_to_share_that_nobody_knows_is_refused():
+    with pytest.raises(RequestError, match=r"by fsdp; did you mean fsdp2\?"):
+        chosen("fsdp")
+    with pytest.raises(RequestError, match="by zero; choose of ddp, fsdp2"):
+        chosen("zero")
+
+
 def test_deepspeed_is_refused_with_what_to_do_instead(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(RequestError, match="--use_fsdp"):
