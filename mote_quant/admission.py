@@ -10,6 +10,7 @@ from torch import nn
 
 from mote_quant.errors import FingerprintError, RequestError
 from mote_quant.fingerprint import differences
+from mote_quant.options import Options
 from mote_quant.parallel import Sharding
 from mote_quant.planning import Plan, plan_on
 from mote_quant.progress import NOTICE
@@ -25,9 +26,6 @@ _log = logging.getLogger(__name__)
 def check_company(recipe: Recipe, sharding: Sharding | None) -> None:
     """RequestError where several processes have nothing to share, or cannot share it in the way they are to."""
     if not ranks().several:
-        if sharding == "fsdp2":
-            alone = "fsdp2 has nothing to share: this is one process (WORLD_SIZE is 1); start several with torchrun"
-            _log.log(NOTICE, "%s", alone)
         return
     for config in trained(recipe) if sharding == "fsdp2" else ():
         require_shards(config.optimizer)
@@ -36,6 +34,17 @@ def check_company(recipe: Recipe, sharding: Sharding | None) -> None:
             f"nothing in this recipe trains, and {ranks().world} processes would all do the same: start one, without "
             "torchrun or accelerate launch"
         )
+
+
+def say_what_is_idle(recipe: Recipe, options: Options) -> None:
+    """A notice of what was asked for and is of no use here."""
+    asked = {"log_to": options.log_to, "sharding": options.sharding == "fsdp2"}
+    idle = [name for name, is_asked in asked.items() if is_asked]
+    if idle and not trained(recipe):
+        _log.log(NOTICE, "nothing in this recipe trains: no use is made of %s", " and ".join(idle))
+    elif asked["sharding"] and not ranks().several:
+        alone = "fsdp2 has nothing to share: this is one process (WORLD_SIZE is 1); start several with torchrun"
+        _log.log(NOTICE, "%s", alone)
 
 
 def trained(recipe: Recipe) -> list[Train]:

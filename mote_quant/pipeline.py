@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from mote_quant.admission import check_company, planned, same_everywhere, trained
+from mote_quant.admission import check_company, planned, same_everywhere, say_what_is_idle, trained
 from mote_quant.data.feed import check_held_out
 from mote_quant.data.opener import Opener, opener_for
 from mote_quant.data.source import Source
@@ -65,6 +65,7 @@ def apply(
     if not join().main:
         options = replace(options, progress=Silent())
     check_company(loaded, options.sharding)
+    say_what_is_idle(loaded, options)
     if not isinstance(model, str | Path):
         return _apply_to_model(loaded, model, processor, data, output, options)
     folder = folder_of(model)

@@ -65,9 +65,12 @@ def apply(
         from mote_quant import parallel, pipeline
         from mote_quant.cli.models import check_data, model_name, to_open
         from mote_quant.recipe import load
+        from mote_quant.watching import check_sinks
 
         loaded = load(recipe, overrides or ())
         name, folder = model_name(loaded, model), output or Path("runs") / loaded.name
+        sinks = tuple(name.strip() for name in (log_to or "").split(",") if name.strip())
+        check_sinks(sinks, folder)
         shown = not (quiet or as_json) or (dry_run and as_json)
         asked: Any = None if sharding is None else sharding.value
         shared = parallel.chosen(asked)
@@ -81,7 +84,6 @@ def apply(
         opened, processor = to_open(name, loaded, recipe, model is not None, quiet)
         session.output = folder
         complete = is_complete(folder)
-        sinks = tuple(name.strip() for name in (log_to or "").split(",") if name.strip())
         options = pipeline.Options(progress=progress, keep_steps=keep_steps, sharding=shared, log_to=sinks)
         pipeline.apply(loaded, opened, processor=processor, data=data, output=folder, options=options)
         leave()

@@ -125,6 +125,8 @@ _SINKS: dict[str, tuple[Callable[[Path, str, Sequence[Entry]], Sink], str]] = {
 def check_sinks(names: Sequence[str], folder: Path | None) -> None:
     """RequestError for a name nobody knows, without a folder or without a key to Weights & Biases; MissingExtraError
     for a package that is not there."""
+    if isinstance(names, str):
+        raise RequestError(f"log_to is a list of names, not text: say [{names!r}]")
     for name in names:
         if name not in _SINKS:
             meant = did_you_mean(name, _SINKS) or f"; choose of {', '.join(_SINKS)}"

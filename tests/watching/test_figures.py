@@ -166,6 +166,8 @@ def test_wandb_keeps_a_run_that_can_be_synced(whole):
 def test_places_nobody_knows_and_packages_that_are_not_there(tmp_path, monkeypatch):
     with pytest.raises(RequestError, match=r"tensorbord; did you mean tensorboard\?"):
         go(tmp_path / "a", log_to=("tensorbord",))
+    with pytest.raises(RequestError, match=r"log_to is a list of names, not text: say \['tensorboard'\]"):
+        go(tmp_path / "a", log_to="tensorboard")
     with pytest.raises(RequestError, match=r"needs a folder"):
         go(None, log_to=("tensorboard",))
     monkeypatch.setattr(sinks, "find_spec", lambda name: None)
