@@ -27,6 +27,8 @@ def open_file(path: Path, processor: Any = None, max_length: int | None = None, 
         raise DataError(f"{path} is empty")
     tokenizer = text.tokenizer_of(processor, str(path))
     content = path.read_bytes()
+    if content.isspace():
+        raise DataError(f"{path} is empty: it holds nothing but blank lines")
     if path.suffix.lower() in LOADERS:
         return from_rows(str(path), read_rows(path), processor, max_length, content, path.parent, apart)
     return from_documents(str(path), read_documents(path), tokenizer, max_length, content, apart)

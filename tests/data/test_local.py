@@ -114,6 +114,8 @@ def test_the_fingerprint_follows_content_and_options(tmp_path, tokenizer):
     ("name", "content", "says"),
     [
         ("a.txt", b"", "is empty"),
+        ("a.txt", b"\n \n", "is empty: it holds nothing but blank lines"),
+        ("a.jsonl", b"\n\n", "is empty: it holds nothing but blank lines"),
         ("a.txt", b"short", "fewer than 16 tokens"),
         ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n{"text": ', "cannot be read"),
