@@ -205,3 +205,21 @@ def test_what_cannot_be_trained_is_refused(page):
         mote_quant.trainable(AutoModelForCausalLM.from_pretrained(page.folder / "out" / "loop"))
     with pytest.raises(RequestError, match="no mixture layers"):
         mote_quant.follow_loss(pico.PICO["llama"](), torch.zeros(()))
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"what": "routed"}, "list of targets, as .*, not 'routed'"),
+        ({"what": []}, "list of targets"),
+        ({"balance_loss": -0.1}, "balance_loss is a number from 0, not -0.1"),
+        ({"balance_loss": "0.1"}, "balance_loss is a number from 0, not '0.1'"),
+        ({"z_loss": float("nan")}, "z_loss is a number from 0, not nan"),
+    ],
+)
+def test_slips_that_would_train_something_else_are_refused(given, match):
+    model = mixture(TERNARY)
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    with pytest.raises(RequestError, match=match):
+        mote_quant.trainable(model, **given)
+    assert before == {name: parameter.requires_grad for name, parameter in model.named_parameters()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from torch import nn
@@ -21,8 +22,10 @@ def trainable(
     """`model`, up-cycled and not yet packed: only `what` (targets as in a recipe) requires gradients from now on.
 
     Whatever trains it minimises the router losses along, at these weights; `save_pretrained` keeps them. RequestError
-    for a model without mixture layers or with packed experts, TargetError for a target that matches nothing.
+    for a model without mixture layers or with packed experts, and for what a recipe would refuse too; TargetError for a
+    target that matches nothing.
     """
+    _check(what, {"balance_loss": balance_loss, "z_loss": z_loss})
     if not blocks(model):
         raise RequestError("this model has no mixture layers: apply a recipe with an upcycle step to it first")
     if not holds_latents(model):
@@ -35,3 +38,11 @@ def trainable(
         parameter.requires_grad_(name in chosen)
     attach(model, balance_loss=balance_loss, z_loss=z_loss)
     return model
+
+
+def _check(what: Sequence[str], weights: Mapping[str, float]) -> None:
+    if isinstance(what, str) or not what:
+        raise RequestError(f"what trains is a list of targets, as ['routed', 'router'], not {what!r}")
+    for name, weight in weights.items():
+        if not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
+            raise RequestError(f"{name} is a number from 0, not {weight!r}")
