@@ -127,11 +127,13 @@ def _planned(
 
 
 def _ways(recipe: Recipe, processes: int, sharding: SharedBy | None) -> list[Sharding]:
-    """How processes may share the training: as asked, else both ways where they differ and both work."""
+    """How processes may share the training: as asked, else both ways where they differ and both work. RequestError."""
     from mote_quant.recipe.schema import Train
     from mote_quant.steps.train import require_shards, works_on_shards
 
     optimizers = [step.config.optimizer for step in recipe.pipeline if isinstance(step.config, Train)]
+    if not optimizers and (processes > 1 or sharding):
+        raise RequestError("--processes and --sharding are for a training, and nothing in this recipe trains")
     if sharding is SharedBy.fsdp2:
         for optimizer in optimizers:
             require_shards(optimizer)

@@ -68,3 +68,10 @@ def test_what_cannot_be_told_is_refused(arguments: list[str] | None, words: str,
     done = CliRunner().invoke(app, without if arguments is None else [*given, *arguments])
     assert done.exit_code == 2
     assert words in done.stderr
+
+
+@pytest.mark.parametrize("asked", [["--processes", "2"], ["--sharding", "ddp"]])
+def test_devices_of_a_recipe_that_trains_nothing_are_refused(asked: list[str], given: list[str]) -> None:
+    done = CliRunner().invoke(app, ["plan", "ptq-rtn", *given[2:], *asked])
+    assert done.exit_code == 2
+    assert "nothing in this recipe trains" in done.stderr
