@@ -10,6 +10,7 @@ from torch import nn
 
 from mote_quant.errors import FingerprintError, RequestError
 from mote_quant.fingerprint import differences
+from mote_quant.hf.lesson_store import check_cache
 from mote_quant.options import Options
 from mote_quant.parallel import Sharding
 from mote_quant.planning import Plan, plan_on
@@ -59,6 +60,8 @@ def planned(recipe: Recipe, skeleton: nn.Module) -> Plan:
         require(getattr(spec, "backend", "own"))
     for config in trained(recipe):
         require_library(config.optimizer)
+        if config.distill is not None and config.distill.cache is not None:
+            check_cache(config.distill.cache)
     rounded = any(step.name == "quantize" for step in recipe.pipeline)
     if rounded and plan.layouts and not plan.trained and any(trains(spec) for spec in plan.formats.values()):
         _log.warning("no step trains the routed experts: they are copies of the dense network, rounded; expect little")

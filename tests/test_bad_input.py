@@ -132,6 +132,16 @@ def test_requests_that_cannot_be_met(tmp_path, kind, match, made):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_cache_of_lessons_that_is_a_file_is_refused_before_the_run(tmp_path):
+    file = tmp_path / "train.jsonl"
+    file.write_text("not to be deleted")
+    made = recipe(TERNARY, train={"distill": {"teacher": "any", "cache": str(file)}})
+    match = r"distill\.cache: .*train\.jsonl is a file; name a folder"
+    refused(RequestError, match, made, pico.PICO["llama"](), tmp_path)
+    assert not (tmp_path / "out").exists()
+    assert file.read_text() == "not to be deleted"
+
+
 def test_a_tied_head_cannot_be_packed(tmp_path):
     refused(FormatError, "tied", recipe(TERNARY | {"head": "int8"}), pico.PICO["qwen2"](), tmp_path)
 

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mote_quant.errors import ArtifactError, SaveError
+from mote_quant.errors import ArtifactError, RequestError, SaveError
 from mote_quant.hf.integrity import sync, write_atomic
 from mote_quant.hf.states import attended
 
@@ -143,6 +143,13 @@ class LessonStore:
                 f"{self.folder} is to take {wanted} bytes of lessons, and {free} are free: set distill.top_k, name "
                 "another distill.cache, or free space"
             )
+
+
+def check_cache(root: str) -> None:
+    """RequestError for a `distill.cache` that is no folder, and never will be one."""
+    path = Path(root)
+    if path.exists() and not path.is_dir():
+        raise RequestError(f"distill.cache: {root} is a file; name a folder (it is made where there is none)")
 
 
 def row_keys(inputs: Mapping[str, Tensor]) -> list[str]:
