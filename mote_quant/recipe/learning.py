@@ -61,7 +61,8 @@ class Validation(Closed):
 class Search(Closed):
     """Before training, `steps` steps with each of `learning_rates` from the same start; the best one is taken.
 
-    Best is the lowest loss on `samples` of the validation split.
+    Best is the lowest loss on `samples` of the validation split; it takes the place of `learning_rate`, those of
+    `learning_rates` stay as they are.
     """
 
     learning_rates: Several[Positive]
