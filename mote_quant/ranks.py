@@ -50,12 +50,21 @@ def ranks() -> Ranks:
 
 
 def launched() -> Ranks:
-    """What the launcher says, before anybody has joined (from its environment; asks nothing of torch)."""
+    """What the launcher says, before anybody has joined (from its environment; asks nothing of torch).
+
+    RequestError for what no launcher says: a rank without its world would run alone, and speak of nothing.
+    """
     told = {name: os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))}
     for name, value in told.items():
         if not value.isdecimal():
             raise RequestError(f"{name}={value} in the environment is no number: start with torchrun, or unset it")
-    return Ranks(int(told["RANK"]), int(told["WORLD_SIZE"]))
+    found = Ranks(int(told["RANK"]), int(told["WORLD_SIZE"]))
+    if found.rank >= found.world:
+        raise RequestError(
+            f"the environment says RANK {found.rank} and WORLD_SIZE {found.world}, and ranks count from 0: start with "
+            "torchrun, which sets both, or unset them"
+        )
+    return found
 
 
 def join() -> Ranks:

@@ -12,8 +12,8 @@ from typing import Any
 
 import typer
 
-from mote_quant.errors import MoteError, RecipeError
-from mote_quant.ranks import launched
+from mote_quant.errors import MoteError, RecipeError, RequestError
+from mote_quant.ranks import Ranks, launched
 
 INTERRUPTED = 130
 UNEXPECTED = 3
@@ -52,7 +52,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _fail(lines: list[str], code: int, output: Path | None) -> typer.Exit:
-    here = launched()
+    here = _here()
     if here.several:
         lines = [f"[process {here.rank}] {line}" for line in lines]
     shown = output if here.main else None
@@ -60,6 +60,14 @@ def _fail(lines: list[str], code: int, output: Path | None) -> typer.Exit:
     for line in [*lines, *hint]:
         typer.echo(line, err=True)
     return typer.Exit(code)
+
+
+def _here() -> Ranks:
+    """Alone, where the environment makes no sense: that is then the error to be told."""
+    try:
+        return launched()
+    except RequestError:
+        return Ranks()
 
 
 def _lines(error: MoteError) -> list[str]:

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from mote_quant.cli import app
 from mote_quant.data.stdlib_text.processor import build_processor
 from mote_quant.errors import RequestError
 from mote_quant.parallel import chosen, recipe_decides
@@ -95,6 +97,26 @@ def test_accelerates_own_word_for_sharding_is_understood(monkeypatch):
         assert "ACCELERATE_USE_FSDP" not in os.environ
         assert "ACCELERATE_MIXED_PRECISION" not in os.environ
     assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"RANK": "a", "WORLD_SIZE": "2"}, "RANK=a in the environment is no number"),
+        ({"RANK": "3"}, "the environment says RANK 3 and WORLD_SIZE 1, and ranks count from 0"),
+        ({"WORLD_SIZE": "0"}, "RANK 0 and WORLD_SIZE 0"),
+    ],
+)
+def test_an_environment_that_no_launcher_made_is_one_error(told, words, given, monkeypatch):
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    command = ["apply", str(given / "recipe.yaml"), "--model", str(given / "model"), "--output", str(given / "never")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert words in done.stderr
+    assert not (given / "never").exists()
 
 
 def test_a_way_to_share_that_nobody_knows_is_refused():
