@@ -12,7 +12,7 @@ import typer
 from mote_quant.cli import completion
 from mote_quant.cli.budget import Match, Wish, show_candidates
 from mote_quant.cli.estimate import estimate_for
-from mote_quant.cli.options import JsonOption, SetOption, ShardingOption, SharedBy, TimesOption
+from mote_quant.cli.options import JsonOption, SetOption, SharedBy, TimesOption
 from mote_quant.cli.planned import show_plan
 from mote_quant.cli.progress import watching
 from mote_quant.cli.session import guarded
@@ -69,7 +69,14 @@ def plan(
             "--processes", "--devices", metavar="N", min=1, help="Tell what each of N devices holds in training."
         ),
     ] = 1,
-    sharding: ShardingOption = None,
+    sharding: Annotated[
+        SharedBy | None,
+        typer.Option(
+            "--sharding",
+            help="Tell only of one way that N devices share a training: each all of the model, or its part of every "
+            "weight; of both without.",
+        ),
+    ] = None,
     times: TimesOption = True,
     as_json: JsonOption = False,
 ) -> None:

@@ -46,6 +46,14 @@ def test_the_one_that_was_named_is_told_alone(given: list[str]) -> None:
     assert "ddp" not in done.stdout
 
 
+def test_both_ways_are_told_where_none_is_named_and_the_help_says_so(given: list[str]) -> None:
+    done = CliRunner().invoke(app, [*given, "--devices", "2"])
+    assert "2 processes, ddp" in done.stdout
+    assert "2 processes, fsdp2" in done.stdout
+    shown = CliRunner().invoke(app, ["plan", "--help"]).stdout
+    assert "accelerate" not in shown, "a plan asks no launcher"
+
+
 EIGHT_BIT = ["--set", "pipeline.1.train.optimizer=adamw_bnb_8bit", "--processes", "2"]
 
 
