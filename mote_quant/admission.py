@@ -11,6 +11,7 @@ from torch import nn
 from mote_quant.errors import FingerprintError, RequestError
 from mote_quant.fingerprint import differences
 from mote_quant.hf.lesson_store import check_cache
+from mote_quant.hf.teacher import check_same_states, open_teacher
 from mote_quant.options import Options
 from mote_quant.parallel import Sharding
 from mote_quant.planning import Plan, plan_on
@@ -66,6 +67,14 @@ def planned(recipe: Recipe, skeleton: nn.Module) -> Plan:
     if rounded and plan.layouts and not plan.trained and any(trains(spec) for spec in plan.formats.values()):
         _log.warning("no step trains the routed experts: they are copies of the dense network, rounded; expect little")
     return plan
+
+
+def teacher_for(recipe: Recipe, student: nn.Module, processor: Any, name: str) -> nn.Module:
+    """The teacher of that name, which can teach what `recipe` wants of it."""
+    teacher = open_teacher(name, student, processor)
+    if any(c.distill and c.distill.teacher == name and c.distill.hidden for c in trained(recipe)):
+        check_same_states(name, teacher, student)
+    return teacher
 
 
 def same_everywhere(fingerprint: Mapping[str, Any]) -> None:

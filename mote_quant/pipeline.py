@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from mote_quant.admission import check_company, planned, same_everywhere, say_what_is_idle, trained
+from mote_quant.admission import check_company, planned, same_everywhere, say_what_is_idle, teacher_for, trained
 from mote_quant.data.feed import check_held_out
 from mote_quant.data.opener import Opener, opener_for
 from mote_quant.data.source import Source
@@ -23,7 +23,6 @@ from mote_quant.hf.foreign.live import take_over
 from mote_quant.hf.loading import called, check_finite, check_model, folder_of, load_model, load_processor
 from mote_quant.hf.mapped import load_mapped
 from mote_quant.hf.saving import save_model, stored_bytes
-from mote_quant.hf.teacher import open_teacher
 from mote_quant.journal import Run
 from mote_quant.options import Options as Options
 from mote_quant.parallel import chosen
@@ -124,7 +123,7 @@ def _apply_to_model(
         require_compiler()
     opener = opener_for(model, processor=processor, data=data, seed=loaded.seed)
     # Teachers are opened here, and again when it is their turn: a bad one is refused before anything is trained.
-    fingerprint = fingerprint_of(loaded, model, opener, partial(open_teacher, student=model, processor=processor))
+    fingerprint = fingerprint_of(loaded, model, opener, partial(teacher_for, loaded, model, processor))
     same_everywhere(fingerprint)
     for config in trained(loaded):
         check_held_out(config, opener)

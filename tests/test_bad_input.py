@@ -132,6 +132,13 @@ def test_requests_that_cannot_be_met(tmp_path, kind, match, made):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_teacher_of_another_depth_for_hidden_states_is_refused_before_the_run(tmp_path):
+    pico.PICO["llama"](num_hidden_layers=3).save_pretrained(tmp_path / "teacher")
+    made = recipe(TERNARY, train={"distill": {"teacher": str(tmp_path / "teacher"), "hidden": 1.0}})
+    refused(ModelError, r"distill\.hidden: .* has 3 decoder layers", made, pico.PICO["llama"](), tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_cache_of_lessons_that_is_a_file_is_refused_before_the_run(tmp_path):
     file = tmp_path / "train.jsonl"
     file.write_text("not to be deleted")
