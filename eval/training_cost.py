@@ -6,7 +6,8 @@ Each run is a process (or two) of its own with one thread each, one after the ot
 steps after the first two, one of which is looked at, as one of ten is in a training of 500. To be run alone on the
 machine. With --record the table goes to eval/results/training-cost.json.
 
-- efficiency: steps a second of two processes, over twice those of one, for the same batch (ideal: 1)
+- efficiency: steps a second of two processes, over twice those of one, for the same batch (ideal: 1); of a small batch,
+  too, for what is exchanged does not shrink with it
 - checkpoint stall: seconds a checkpoint takes, over a minute (one checkpoint a minute)
 
 What watching costs is timed by `python -m eval.watching`, bytes sent by `python -m eval.scaling`.
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, stdev
 from typing import Any
@@ -59,6 +60,7 @@ class Shape:
 
 SHAPES = {
     "full": Shape(512, 1408, 4, 4096, 16, 512, 2),
+    "small batch": Shape(512, 1408, 4, 4096, 8, 256, 2),
     "quick": Shape(64, 96, 2, 256, 4, 32, 1),
 }
 
@@ -191,9 +193,9 @@ def main() -> None:
         name, settings, told = json.loads(given.work)
         work(SHAPES[name], settings, Path(told))
         return
-    name = "quick" if given.quick else "full"
-    parts = {"efficiency": efficiency, "stall": stall}
-    found = {"shape": SHAPES[name].__dict__, **{part: measure(name) for part, measure in parts.items()}}
+    names = ["quick"] if given.quick else ["full", "small batch"]
+    found = {name: {"shape": asdict(SHAPES[name]), **efficiency(name)} for name in names}
+    found["stall"] = stall(names[0])
     print(json.dumps(found, indent=2))
     if given.record:
         RESULT.write_text(json.dumps(found, indent=2) + "\n")

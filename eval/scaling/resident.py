@@ -8,10 +8,10 @@ The settings of malloc have glibc give freed memory back: what it keeps for late
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import re
-import sys
 from pathlib import Path
 
 import torch
@@ -73,4 +73,8 @@ def _foretold(sharding: str, samples: int, world: int) -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sharding", choices=["ddp", "fsdp2"])
+    parser.add_argument("samples", type=int, help="of all processes, in a step")
+    parser.add_argument("output", type=Path, help="where the JSON goes")
+    main(**vars(parser.parse_args()))

@@ -8,7 +8,7 @@ from functools import partial
 from torch import nn
 
 from mote_quant.estimate import memory, work
-from mote_quant.estimate.disk import disk, trained
+from mote_quant.estimate.disk import disk
 from mote_quant.estimate.rates import Rates
 from mote_quant.estimate.report import Estimate, Part, Seconds
 from mote_quant.estimate.sizes import Sizes, largest
@@ -54,12 +54,12 @@ def _streamed(sizes: Sizes, rates: Rates | None) -> Iterator[Part]:
 
 def _in_memory(sizes: Sizes, rates: Rates | None, trainings: Sequence[Training], sharding: Sharding) -> Iterator[Part]:
     yield Part("loading", memory.loading(sizes), _timed(work.loading, sizes, rates))
-    steps, moved = iter(zip(trainings, trained(sizes), strict=True)), False
+    steps, moved = iter(zip(trainings, sizes.plan.trained, strict=True)), False
     for step in sizes.plan.recipe.pipeline:
         if isinstance(step.config, Train):
-            training, count = next(steps)
+            training, row = next(steps)
             moved = training.accelerated
-            seconds = _timed(partial(work.training, config=step.config, trained=count), sizes, rates)
+            seconds = _timed(partial(work.training, config=step.config, numbers=row["trained"]), sizes, rates)
             yield Part("train", memory.RUNTIME + training.footprint(sharding).total, seconds, moved)
         elif isinstance(step.config, Quantize):
             seconds = _timed(partial(work.quantizing, config=step.config), sizes, rates)

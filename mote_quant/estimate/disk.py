@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
-from mote_quant.estimate.formulas import length
+from mote_quant.estimate.formulas import length, state_size
 from mote_quant.estimate.memory import spilled
 from mote_quant.estimate.report import Disk
 from mote_quant.estimate.sizes import FLOAT, Sizes
 from mote_quant.hf.cached_teacher import Kept
-from mote_quant.recipe.schema import Quantize, Train
+from mote_quant.recipe.schema import Quantize, Train, trains
 
-OPTIMIZER = 2 * FLOAT
-"""Bytes of Adam's states of a trained number."""
 CHECKPOINTS = 10
 """Checkpoints of a training that does not say otherwise."""
 
@@ -20,21 +20,31 @@ CHECKPOINTS = 10
 def disk(sizes: Sizes, streamed: bool) -> Disk:
     """The output is written in one go at the end (streamed: stage by stage); states and checkpoints go before it.
 
-    A checkpoint replaces the one before it once it is whole, and so does the state after a step.
+    A checkpoint replaces the oldest of those that are kept once it is whole, and so does the state after a step.
     """
     output = sizes.result_bytes
     if streamed:
         return Disk(output, output, _temporary(sizes))
-    most, kept, trainings = output, 0, iter(trained(sizes))
+    most, kept, rows = output, 0, iter(sizes.plan.trained)
     steps = sizes.plan.recipe.pipeline
     for index, step in enumerate(steps):
         last = index + 1 == len(steps)
-        own = checkpoint_bytes(next(trainings)) if isinstance(step.config, Train) else 0
-        several = isinstance(step.config, Train) and checkpoints(step.config) > 1
+        during, left = (
+            _training(sizes, step.config, next(rows)["trained"]) if isinstance(step.config, Train) else (0, 0)
+        )
         after = output if last else 0 if step.name == "upcycle" else state_bytes(sizes)
-        most = max(most, kept + own * (2 if several else 1), kept + own + after)
+        most = max(most, kept + during, kept + left + after)
         kept = after if after and not last else kept
     return Disk(output, most, _temporary(sizes), sum(lessons(sizes, step.config) for step in steps))
+
+
+def _training(sizes: Sizes, config: Train, numbers: Mapping[str, int]) -> tuple[int, int]:
+    """Bytes of what a training keeps on the disk: at most, and at its end."""
+    weights, states = held(sizes, config, numbers)
+    # A guard goes back behind a spike that the newest may have seen.
+    stays, written = 2 if config.guard else 1, checkpoints(config)
+    best = weights if config.validation and config.validation.keep_best else 0
+    return ((weights + states) * min(written, stays + 1) + 2 * best, (weights + states) * min(written, stays) + best)
 
 
 def lessons(sizes: Sizes, config: Any) -> int:
@@ -49,14 +59,12 @@ def lessons(sizes: Sizes, config: Any) -> int:
     return kept.bytes_of(labels, vocabulary=sizes.vocabulary, layers=layers, width=width, itemsize=FLOAT)
 
 
-def trained(sizes: Sizes) -> list[int]:
-    """Numbers that each train step moves."""
-    return [sum(row["trained"].values()) for row in sizes.plan.trained]
-
-
-def checkpoint_bytes(count: int) -> int:
-    """Weights and optimizer states of `count` trained numbers."""
-    return (FLOAT + OPTIMIZER) * count
+def held(sizes: Sizes, config: Train, numbers: Mapping[str, int]) -> tuple[int, int]:
+    """Bytes of the `numbers` (by role) that `config` trains, and of their optimizer states."""
+    total = sum(numbers.values())
+    latent = any(trains(spec) for spec in sizes.plan.formats.values()) and config.latents == "bfloat16"
+    weights = FLOAT * total - (FLOAT // 2 * numbers.get("routed", 0) if latent else 0)
+    return weights, math.ceil(state_size(config) * total)
 
 
 def checkpoints(config: Train) -> int:

@@ -9,6 +9,10 @@ from mote_quant.estimate.timeline import BETWEEN, Held, Stretch, Timeline
 from mote_quant.recipe.schema import Train
 
 DEFAULT_LENGTH = 512
+STATES = 2 * FLOAT
+"""Bytes that Adam keeps for a number that trains, whatever its type."""
+STATES_8BIT = 2 + 2 * FLOAT / 256
+"""The same in 8 bits, with a scale for every 256."""
 _LOGIT = 2 * FLOAT
 """Bytes a logit takes beside its own in a loss: as float32, and its gradient."""
 _LAYER_OF_EXPERTS_TRAINS = 4
@@ -47,6 +51,11 @@ def logits(sizes: Sizes, config: Train) -> int:
     """Logits of a micro-batch, and what their loss makes of them."""
     width = FLOAT if config.precision == "float32" else FLOAT // 2
     return tokens(config) * sizes.vocabulary * (width + _LOGIT)
+
+
+def state_size(config: Train) -> float:
+    """Bytes of the optimizer's states of a number of a large tensor."""
+    return STATES if config.optimizer == "adamw_torch" else STATES_8BIT
 
 
 def tokens(config: Train) -> int:

@@ -16,10 +16,6 @@ from mote_quant.estimate.timeline import AFTER, BEFORE, BETWEEN, Held
 from mote_quant.parallel.sharings import Sharding
 from mote_quant.recipe.schema import Train
 
-_STATES = 2 * FLOAT
-"""Bytes that Adam keeps for a number that trains, whatever its type."""
-_STATES_8BIT = 2 + 2 * FLOAT / 256
-"""The same in 8 bits, with a scale for every 256."""
 _LEAST_8BIT = 4096
 """Numbers of a tensor from which its states are held in 8 bits."""
 _KERNEL, _KERNELS, _SHAPES = round(0.4 * 2**20), 1024, 7
@@ -155,5 +151,5 @@ class Training:
 
 def states(trained: Iterable[tuple[int, int]], config: Train) -> int:
     """Bytes of the optimizer's states of tensors that train, (bytes of a number, numbers) each."""
-    short = config.optimizer != "adamw_torch"
-    return math.ceil(sum(count * (_STATES_8BIT if short and count >= _LEAST_8BIT else _STATES) for _, count in trained))
+    large = formulas.state_size(config)
+    return math.ceil(sum(count * (large if count >= _LEAST_8BIT else formulas.STATES) for _, count in trained))

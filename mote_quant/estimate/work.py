@@ -6,8 +6,10 @@ were measured took lay between half and three times the work over the rates, so 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mote_quant.data.calibration import HELD_OUT_SHARE
-from mote_quant.estimate.disk import OPTIMIZER, checkpoint_bytes, checkpoints, state_bytes
+from mote_quant.estimate.disk import checkpoints, held, state_bytes
 from mote_quant.estimate.formulas import DEFAULT_LENGTH, tokens
 from mote_quant.estimate.memory import inputs
 from mote_quant.estimate.rates import Rates
@@ -37,13 +39,17 @@ def upcycling(sizes: Sizes, rates: Rates) -> Seconds:
     return _range((2 * sizes.experts_bytes + sizes.dense_bytes) / rates.copy + _forward(sizes, 64, rates.float32))
 
 
-def training(sizes: Sizes, config: Train, trained: int, rates: Rates) -> Seconds:
-    """Forward, backward, rounding of the latent weights and optimizer of every step; checkpoints; the state after."""
+def training(sizes: Sizes, config: Train, numbers: Mapping[str, int], rates: Rates) -> Seconds:
+    """Forward, backward, rounding of the latent weights and optimizer of every step; checkpoints; the state after.
+
+    `numbers` are those that train, by role.
+    """
+    trained, bytes_held = sum(numbers.values()), sum(held(sizes, config, numbers))
     rate = rates.bfloat16 if config.precision == "bfloat16" else rates.float32
     share = min(trained / max(sizes.of_role("routed", "shared", "ffn", "attention"), 1), 1.0)
     one = _forward(sizes, tokens(config), rate) * (2 + share) + trained / rates.rounding
-    step = config.gradient_accumulation * one + (FLOAT + OPTIMIZER) * trained * 2 / rates.copy
-    written = checkpoints(config) * checkpoint_bytes(trained) + state_bytes(sizes)
+    step = config.gradient_accumulation * one + bytes_held * 2 / rates.copy
+    written = checkpoints(config) * bytes_held + state_bytes(sizes)
     return _range(config.steps * step + written * (1 / rates.write + 1 / rates.hash))
 
 

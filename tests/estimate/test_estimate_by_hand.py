@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from mote_quant.errors import RequestError
 from mote_quant.estimate import Estimate, Rates, estimate, memory, require_room, work, written
-from mote_quant.estimate.disk import checkpoints, disk, trained
+from mote_quant.estimate.disk import checkpoints, disk, held
 from mote_quant.estimate.sizes import Sizes
 from mote_quant.machine import Machine
 from mote_quant.planning import plan_on, skeleton_for
@@ -67,7 +68,7 @@ def test_sizes(sizes: Sizes) -> None:
         "up_proj": (FFN, HIDDEN),
         "down_proj": (HIDDEN, FFN),
     }
-    assert trained(sizes) == [TRAINED]
+    assert [sum(row["trained"].values()) for row in sizes.plan.trained] == [TRAINED]
 
 
 def test_two_experts_of_four_see_a_token() -> None:
@@ -92,6 +93,29 @@ def test_states_and_checkpoints_lie_beside_each_other(sizes: Sizes) -> None:
     assert found.running == max(2 * checkpoint, checkpoint + state)
     assert found.temporary == 0
     assert disk(sizes, streamed=True).running == found.output
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights", "states", "lie", "best"),
+    [
+        ({}, 4 * TRAINED, 8 * TRAINED, 2, 0),
+        ({"guard": {}}, 4 * TRAINED, 8 * TRAINED, 3, 0),
+        ({"latents": "bfloat16"}, 2 * ROUTED + 4 * (TRAINED - ROUTED), 8 * TRAINED, 2, 0),
+        ({"optimizer": "adamw_torch_8bit"}, 4 * TRAINED, 2.03125 * TRAINED, 2, 0),
+        ({"validation": {"every": 10, "keep_best": True}}, 4 * TRAINED, 8 * TRAINED, 2, 2),
+    ],
+    ids=["float32", "guard", "bfloat16", "8 bits", "the best"],
+)
+def test_checkpoints_are_of_what_is_held(
+    settings: dict[str, Any], weights: int, states: float, lie: int, best: int
+) -> None:
+    training = {"train": TRAIN | settings}
+    sizes = sizes_of(RECIPE | {"pipeline": [RECIPE["pipeline"][0], training, RECIPE["pipeline"][2]]})
+    config = sizes.plan.recipe.pipeline[1].config
+    assert held(sizes, config, sizes.plan.trained[0]["trained"]) == (weights, math.ceil(states))
+    during = (weights + math.ceil(states)) * lie + best * weights
+    after = 4 * DENSE + 4 * ROUTED + (weights + math.ceil(states)) * (lie - 1) + best // 2 * weights
+    assert disk(sizes, streamed=False).running == max(during, after)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +159,7 @@ def test_seconds_are_work_over_rates(sizes: Sizes) -> None:
     one = forward * (2 + share) + TRAINED / 1e5 + 12 * TRAINED * 2 / 1e7
     written_bytes = 10 * 12 * TRAINED + 4 * DENSE + 4 * ROUTED
     total = 40 * one + written_bytes * (1 / 1e5 + 1 / 1e6)
-    assert work.training(sizes, config, TRAINED, RATES)[0] == pytest.approx(total / 2)
+    assert work.training(sizes, config, {"routed": ROUTED, "router": ROUTER}, RATES)[0] == pytest.approx(total / 2)
 
 
 def told(machine: Machine = MACHINE, rates: Rates | None = RATES, why_not: str | None = "it trains") -> Estimate:
