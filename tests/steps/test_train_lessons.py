@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mote_quant import pipeline
+from mote_quant import admission, pipeline
 from mote_quant.errors import ArtifactError, ModelError, RecipeError, SaveError
 from mote_quant.hf.distillation import LiveTeacher
 from mote_quant.hf.lesson import likeliest, state_distances, summed_divergence, summed_divergence_of_words
@@ -276,5 +276,5 @@ def test_a_run_whose_cache_is_whole_never_loads_its_teacher(teacher, tmp_path, m
 
     first = go()
     without_teachers(monkeypatch)
-    monkeypatch.setattr(pipeline, "open_teacher", teaching.open_teacher)
+    monkeypatch.setattr(admission, "open_teacher", teaching.open_teacher)
     assert same(go(), first)
