@@ -60,7 +60,7 @@ def lessons(sizes: Sizes, config: Any) -> int:
 
 
 def held(sizes: Sizes, config: Train, numbers: Mapping[str, int]) -> tuple[int, int]:
-    """Bytes of the `numbers` (by role) that `config` trains, and of their optimizer states."""
+    """At most how many bytes the `numbers` (by role) that `config` trains take, and their optimizer states."""
     total = sum(numbers.values())
     latent = any(trains(spec) for spec in sizes.plan.formats.values()) and config.latents == "bfloat16"
     weights = FLOAT * total - (FLOAT // 2 * numbers.get("routed", 0) if latent else 0)

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from mote_quant.errors import ArtifactError, SpikeError, TrainingError
 from mote_quant.hf import checkpoint
 from mote_quant.hf.guard import LossGuard, Rollback
 from mote_quant.hf.integrity import keep
+from mote_quant.parallel.sharding import norms
 from mote_quant.progress import NOTICE
 from mote_quant.ranks import by_main, mean
 from mote_quant.recipe.schema import Guard
@@ -50,11 +50,9 @@ class Watchman(TrainerCallback):  # type: ignore[misc]
 def _finite_gradients(model: nn.Module) -> bool:
     """Of all processes: weights that one of them spoils are soon those of all."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    own = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
-    # Summed up where they are: what is asked of a device one by one is waited for one by one.
-    device = next(model.parameters()).device
-    norms = [norm.float().to(device) for norm in torch._foreach_norm(own)] if own else []
-    return bool(torch.isfinite(mean(torch.stack([torch.zeros((), device=device), *norms]).sum())))
+    # Gradients of weights that every process has whole are not averaged yet: each may have its own.
+    own = norms([gradients]).to(next(model.parameters()).device)
+    return bool(torch.isfinite(mean(own)).all())
 
 
 def _cool(optimizer: Any, scheduler: Any, rate: float) -> None:
